@@ -1,0 +1,21 @@
+"""Settings of the whole suite."""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+# Deterministic in CI, so that a failure there can be repeated; random elsewhere. No deadline: kernels compile at first use.
+settings.register_profile("ci", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("local", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+@pytest.fixture
+def data_folder() -> Path:
+    """Folder with real data sets, named by REFIMPL_DATA; tests that need it are skipped without."""
+    folder = os.environ.get("REFIMPL_DATA")
+    if not folder:
+        pytest.skip("REFIMPL_DATA names no folder with data sets")
+    return Path(folder)

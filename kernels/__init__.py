@@ -1,0 +1,140 @@
+"""The kernels: ``spec`` (NumPy and SciPy, the definition), ``cpu`` (Numba), and the choice between them.
+
+A tier is a module with the functions below. Code above this package calls them here; ``REFIMPL_KERNELS=spec`` or :func:`use` overrides the
+choice, so that anything can be run on the definition.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from types import ModuleType
+
+import numpy as np
+
+from refimpl.kernels import dense, memory, spec, threads
+from refimpl.kernels.spec import LSTMBackward
+from refimpl.kernels.types import Matrix, Pattern, SparseMatrix, is_sparse
+
+TIERS = ("cpu", "spec")
+
+_chosen = os.environ.get("REFIMPL_KERNELS", "cpu")
+
+
+def tier() -> ModuleType:
+    """Return the module whose kernels are in use.
+
+    Raises
+    ------
+    ValueError
+        If ``REFIMPL_KERNELS`` names no tier.
+    """
+    if _chosen not in TIERS:
+        raise ValueError(f"there are no kernels called {_chosen!r}; REFIMPL_KERNELS and use() take one of {', '.join(TIERS)}")
+    return import_module(f"refimpl.kernels.{_chosen}")
+
+
+@contextmanager
+def use(name: str) -> Iterator[None]:
+    """Use the kernels of one tier inside a ``with`` block."""
+    global _chosen
+    before, _chosen = _chosen, name
+    try:
+        tier()
+        yield
+    finally:
+        _chosen = before
+
+
+def matmul(w: Matrix, x: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
+    """Return ``W X + b``; see :func:`refimpl.kernels.spec.matmul`."""
+    return tier().matmul(w, x, bias) if is_sparse(w) else dense.matmul(w, x, bias)
+
+
+def matmul_t(w: Matrix, dy: np.ndarray) -> np.ndarray:
+    """Return ``W^T dY``; see :func:`refimpl.kernels.spec.matmul_t`."""
+    return tier().matmul_t(w, dy) if is_sparse(w) else dense.matmul(w.T, dy)
+
+
+def sddmm(support: Pattern, dy: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Return ``dY X^T`` on a support; see :func:`refimpl.kernels.spec.sddmm`."""
+    return tier().sddmm(support, dy, x)
+
+
+def matmul_t_sddmm(w: SparseMatrix, dy: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return both backward products at once; see :func:`refimpl.kernels.spec.matmul_t_sddmm`."""
+    return tier().matmul_t_sddmm(w, dy, x)
+
+
+def sum_rows(dy: np.ndarray) -> np.ndarray:
+    """Return the sum of each feature over all columns; see :func:`refimpl.kernels.spec.sum_rows`."""
+    return tier().sum_rows(dy)
+
+
+def embed(w: Matrix, tokens: np.ndarray) -> np.ndarray:
+    """Look up rows of an embedding; see :func:`refimpl.kernels.spec.embed`."""
+    return tier().embed(w, tokens) if is_sparse(w) else spec.embed(w, tokens)
+
+
+def embed_gradient(support: Pattern, tokens: np.ndarray, dx: np.ndarray) -> np.ndarray:
+    """Return the gradient of an embedding on a support; see :func:`refimpl.kernels.spec.embed_gradient`."""
+    return tier().embed_gradient(support, tokens, dx)
+
+
+def lstm_forward(w_ih: Matrix, w_hh: Matrix, bias: np.ndarray, x: np.ndarray, h0: np.ndarray, c0: np.ndarray) -> tuple:
+    """Run an LSTM layer over a window; see :func:`refimpl.kernels.spec.lstm_forward`. The trace is the tier's own."""
+    chosen = tier() if is_sparse(w_ih) and is_sparse(w_hh) else spec
+    return chosen.lstm_forward(w_ih, w_hh, bias, x, h0, c0)
+
+
+def lstm_backward(
+    w_ih: Matrix, w_hh: Matrix, trace: tuple, dy: np.ndarray, dh: np.ndarray, dc: np.ndarray, input_gradient: bool = True
+) -> LSTMBackward:
+    """Run its backward pass; see :func:`refimpl.kernels.spec.lstm_backward`."""
+    chosen = spec if isinstance(trace, spec.LSTMTrace) else import_module("refimpl.kernels.cpu")
+    return chosen.lstm_backward(w_ih, w_hh, trace, dy, dh, dc, input_gradient)
+
+
+def to_panels(x: np.ndarray, fill: float = 0, itemsize: int = 0) -> np.ndarray:
+    """Return the columns of ``x`` (..., F, N) regrouped into the panels (panels, F, width) that the tier likes best.
+
+    A linear map does not care how its columns are grouped; ``fill`` stands in the columns that the last panel has too many.
+    Labels are grouped like their activations by giving the activations' ``itemsize``.
+    """
+    return tier().to_panels(x, fill, itemsize)
+
+
+def from_panels(panels: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Undo :func:`to_panels`: return the columns as an array of ``shape`` (..., F, N)."""
+    return tier().from_panels(panels, shape)
+
+
+def softmax_cross_entropy(logits: np.ndarray, targets: np.ndarray, scale: float) -> float:
+    """Return the summed loss, and the gradient in place; see :func:`refimpl.kernels.spec.softmax_cross_entropy`."""
+    return tier().softmax_cross_entropy(logits, targets, scale)
+
+
+__all__ = [
+    "TIERS",
+    "LSTMBackward",
+    "dense",
+    "embed",
+    "embed_gradient",
+    "from_panels",
+    "lstm_backward",
+    "lstm_forward",
+    "matmul",
+    "matmul_t",
+    "matmul_t_sddmm",
+    "memory",
+    "sddmm",
+    "softmax_cross_entropy",
+    "spec",
+    "sum_rows",
+    "threads",
+    "tier",
+    "to_panels",
+    "use",
+]

@@ -1,0 +1,23 @@
+"""Kernels for CPUs, compiled by Numba: the same functions as :mod:`refimpl.kernels.spec`, each tested against it."""
+
+from refimpl.kernels.cpu.embedding import embed, embed_gradient
+from refimpl.kernels.cpu.lstm import lstm_backward, lstm_forward
+from refimpl.kernels.cpu.panels import pack as to_panels
+from refimpl.kernels.cpu.panels import unpack as from_panels
+from refimpl.kernels.cpu.products import matmul, matmul_t, matmul_t_sddmm, sddmm, sum_rows
+from refimpl.kernels.cpu.softmax import softmax_cross_entropy
+
+__all__ = [
+    "embed",
+    "embed_gradient",
+    "from_panels",
+    "lstm_backward",
+    "lstm_forward",
+    "matmul",
+    "matmul_t",
+    "matmul_t_sddmm",
+    "sddmm",
+    "softmax_cross_entropy",
+    "sum_rows",
+    "to_panels",
+]

@@ -1,0 +1,198 @@
+"""The products of a sparse linear map: loops of row kernels over panels, tiles and chunks of lines.
+
+Every output element is computed by one thread in an order that depends on the pattern and the panel's width alone, so the number of threads does not
+change a bit of the result.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit, prange
+
+from refimpl.kernels import memory
+from refimpl.kernels.cpu.panels import pack, unpack
+from refimpl.kernels.cpu.plan import Lines, chunk_count, plan
+from refimpl.kernels.cpu.rows import dot_row, gather_dot_row, gather_row, row_sum
+from refimpl.kernels.cpu.runtime import kernel, run
+from refimpl.kernels.cpu.vector import quads
+from refimpl.kernels.types import Pattern, SparseMatrix
+
+
+@kernel
+@njit(parallel=True, nogil=True, cache=True)
+def gather(quads, values, index, tiles, bounds, x, offset, out):  # type: ignore[no-untyped-def]
+    """``out[p, i] = offset[i] + sum over k in line i of values[k] * x[p, index[k]]``.
+
+    x (P, across, w), offset (lines,), out (P, lines, w). Reads nnz · P rows of w numbers, of which a tile's stay in the level-1 cache.
+    """
+    panels, across, width = x.shape
+    lines = out.shape[1]
+    chunks = bounds.size - 1
+    flat_x, flat_out = x.reshape(-1), out.reshape(-1)
+    for job in prange(panels * chunks):
+        p, c = job // chunks, job % chunks
+        for t in range(tiles.shape[0] - 1):
+            for i in range(bounds[c], bounds[c + 1]):
+                gather_row(
+                    quads, flat_x, p * across * width, width, values, index, tiles[t, i], tiles[t + 1, i],
+                    flat_out, (p * lines + i) * width, t > 0, offset[i],
+                )  # fmt: skip
+
+
+@kernel
+@njit(parallel=True, nogil=True, cache=True)
+def dot(quads, index, tiles, bounds, y, x, out):  # type: ignore[no-untyped-def]
+    """``out[k] = sum over p of <y[p, i], x[p, index[k]]>`` for the entries ``k`` of each line ``i``.
+
+    y (P, lines, w), x (P, across, w), out (nnz,).
+    """
+    panels, across, width = x.shape
+    lines = y.shape[1]
+    flat_x, flat_y = x.reshape(-1), y.reshape(-1)
+    for c in prange(bounds.size - 1):
+        for p in range(panels):
+            for t in range(tiles.shape[0] - 1):
+                for i in range(bounds[c], bounds[c + 1]):
+                    dot_row(
+                        quads, flat_x, p * across * width, width, flat_y, (p * lines + i) * width, index,
+                        tiles[t, i], tiles[t + 1, i], out, p > 0,
+                    )  # fmt: skip
+
+
+@kernel
+@njit(parallel=True, nogil=True, cache=True)
+def gather_dot(quads, values, index, tiles, bounds, y, x, out, grad):  # type: ignore[no-untyped-def]
+    """Both backward products over the lines of the transposed twin: ``out = W^T y`` and ``grad[k] = <x[j], y[index[k]]>``.
+
+    y (P, across, w), x and out (P, lines, w), grad (nnz,) in the twin's order.
+    """
+    panels, across, width = y.shape
+    lines = x.shape[1]
+    flat_x, flat_y, flat_out = x.reshape(-1), y.reshape(-1), out.reshape(-1)
+    for c in prange(bounds.size - 1):
+        for p in range(panels):
+            for t in range(tiles.shape[0] - 1):
+                for j in range(bounds[c], bounds[c + 1]):
+                    at = (p * lines + j) * width
+                    gather_dot_row(
+                        quads, flat_y, p * across * width, width, flat_x, at, values, index, tiles[t, j], tiles[t + 1, j],
+                        grad, p > 0, flat_out, at, t > 0,
+                    )  # fmt: skip
+
+
+@kernel
+@njit(parallel=True, nogil=True, cache=True)
+def to_twin(values, place, bounds, out):  # type: ignore[no-untyped-def]
+    """``out[place[k]] = values[k]``: read in order, written to as many streams as there are columns."""
+    for c in prange(bounds.size - 1):
+        for k in range(bounds[c], bounds[c + 1]):
+            out[place[k]] = values[k]
+
+
+@kernel
+@njit(parallel=True, nogil=True, cache=True)
+def from_twin(values, place, bounds, out):  # type: ignore[no-untyped-def]
+    """``out[k] = values[place[k]]``."""
+    for c in prange(bounds.size - 1):
+        for k in range(bounds[c], bounds[c + 1]):
+            out[k] = values[place[k]]
+
+
+@kernel
+@njit(parallel=True, nogil=True, cache=True)
+def sum_lines(quads, bounds, x, out):  # type: ignore[no-untyped-def]
+    """``out[i] = sum over p, b of x[p, i, b]``; x (P, lines, w)."""
+    panels, lines, width = x.shape
+    flat = x.reshape(-1)
+    for c in prange(bounds.size - 1):
+        for i in range(bounds[c], bounds[c + 1]):
+            total = row_sum(quads, flat, i * width)
+            for p in range(1, panels):
+                total += row_sum(quads, flat, (p * lines + i) * width)
+            out[i] = total
+
+
+def even_chunks(size: int, flops_each: float = 8.0) -> np.ndarray:
+    """Return the bounds of equal stretches of ``size`` items, as many as their work is worth."""
+    return np.linspace(0, size, chunk_count(flops_each * size) + 1).astype(np.int64)
+
+
+def twin_values(w: SparseMatrix) -> np.ndarray:
+    """Return the values in the transposed twin's order."""
+    place = plan(w.support).place
+    out = memory.empty(place.shape, w.values.dtype)
+    run(to_twin, w.values, place, even_chunks(place.size), out)
+    return out
+
+
+def gather_panels(lines: Lines, values: np.ndarray, x: np.ndarray, offset: np.ndarray | None) -> np.ndarray:
+    """Return the product of one orientation with panels (P, across, w): (P, lines, w)."""
+    if offset is None:
+        offset = np.zeros(lines.count, x.dtype)
+    out = memory.empty((x.shape[0], lines.count, x.shape[2]), x.dtype)
+    chunks = lines.chunks(chunk_count(2.0 * lines.index.size * x.shape[0] * x.shape[2]))
+    tiles = lines.tiles(x.shape[2] * x.itemsize)
+    run(gather, quads(x.shape[2]), values, lines.index, tiles, chunks, x, offset, out)
+    return out
+
+
+def matmul_panels(w: SparseMatrix, x: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
+    """Return ``W X + b`` on panels (P, C, w)."""
+    return gather_panels(plan(w.support).rows, w.values, x, bias)
+
+
+def matmul_t_panels(w: SparseMatrix, dy: np.ndarray) -> np.ndarray:
+    """Return ``W^T dY`` on panels (P, R, w)."""
+    return gather_panels(plan(w.support).columns, twin_values(w), dy, None)
+
+
+def sddmm_panels(support: Pattern, dy: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Return ``dY X^T`` on the support, of panels (P, R, w) and (P, C, w)."""
+    rows = plan(support).rows
+    out = np.empty(rows.index.size, x.dtype)
+    chunks = rows.chunks(chunk_count(2.0 * rows.index.size * x.shape[0] * x.shape[2]))
+    run(dot, quads(x.shape[2]), rows.index, rows.tiles(x.shape[2] * x.itemsize), chunks, dy, x, out)
+    return out
+
+
+def backward_panels(w: SparseMatrix, dy: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return ``W^T dY`` on panels and ``dY X^T`` on the support."""
+    derived = plan(w.support)
+    lines = derived.columns
+    dx = memory.empty(x.shape, x.dtype)
+    twin_grad = memory.empty(derived.place.shape, x.dtype)
+    chunks = lines.chunks(chunk_count(4.0 * lines.index.size * x.shape[0] * x.shape[2]))
+    tiles = lines.tiles(x.shape[2] * x.itemsize)
+    run(gather_dot, quads(x.shape[2]), twin_values(w), lines.index, tiles, chunks, dy, x, dx, twin_grad)
+    grad = np.empty_like(w.values)
+    run(from_twin, twin_grad, derived.place, even_chunks(grad.size), grad)
+    return dx, grad
+
+
+def matmul(w: SparseMatrix, x: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
+    """Return ``W X + b``; see :func:`refimpl.kernels.spec.matmul`."""
+    return unpack(matmul_panels(w, pack(x), bias), (*x.shape[:-2], w.support.matrix_shape[0], x.shape[-1]))
+
+
+def matmul_t(w: SparseMatrix, dy: np.ndarray) -> np.ndarray:
+    """Return ``W^T dY``; see :func:`refimpl.kernels.spec.matmul_t`."""
+    return unpack(matmul_t_panels(w, pack(dy)), (*dy.shape[:-2], w.support.matrix_shape[1], dy.shape[-1]))
+
+
+def sddmm(support: Pattern, dy: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Return ``dY X^T`` on the support; see :func:`refimpl.kernels.spec.sddmm`."""
+    return sddmm_panels(support, pack(dy), pack(x))
+
+
+def matmul_t_sddmm(w: SparseMatrix, dy: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return both backward products; see :func:`refimpl.kernels.spec.matmul_t_sddmm`."""
+    dx, grad = backward_panels(w, pack(dy), pack(x))
+    return unpack(dx, x.shape), grad
+
+
+def sum_rows(dy: np.ndarray) -> np.ndarray:
+    """Return the sum of each feature over all columns; see :func:`refimpl.kernels.spec.sum_rows`."""
+    panels = pack(dy)
+    out = np.empty(panels.shape[1], dy.dtype)
+    run(sum_lines, quads(panels.shape[2]), even_chunks(out.size, float(panels.shape[0] * panels.shape[2])), panels, out)
+    return out

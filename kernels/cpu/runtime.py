@@ -1,0 +1,41 @@
+"""Calling compiled kernels: threads, and the time spent on compiling."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+import numba
+
+from refimpl.kernels import threads
+
+log = logging.getLogger("refimpl.kernels")
+
+kernels: list[Any] = []
+"""Every compiled kernel, for ``refimpl info``."""
+
+compile_seconds = 0.0
+"""Time that this process has spent on compiling kernels, or loading them from the cache."""
+
+
+def kernel(function: Any) -> Any:
+    """Register a compiled function."""
+    kernels.append(function)
+    return function
+
+
+def run(function: Any, *arguments: Any) -> None:
+    """Call a kernel on the threads that are set, and note what compiling it took."""
+    global compile_seconds
+    count = threads.get()
+    if numba.get_num_threads() != count:
+        numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
+    known = len(function.overloads)
+    start = time.perf_counter()
+    function(*arguments)
+    if len(function.overloads) != known:
+        took = time.perf_counter() - start
+        compile_seconds += took
+        if took > 0.5:
+            log.info("compiled the kernel %s for a new width or type in %.1f s", function.__name__, took)

@@ -1,0 +1,45 @@
+"""What the kernels take: a pattern, a sparse matrix over it, or a dense one."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, TypeGuard
+
+import numpy as np
+
+
+class Pattern(Protocol):
+    """Compressed sparse rows without values, such as ``refimpl.weights.Support``.
+
+    Attributes
+    ----------
+    matrix_shape : tuple of int
+        (rows R, columns C).
+    indptr : ndarray of int64, shape (R + 1,)
+    indices : ndarray of uint16 or uint32, shape (nnz,)
+        Columns, ascending in each row.
+    plans : dict
+        Where a tier keeps what it derives from the pattern.
+    """
+
+    matrix_shape: tuple[int, int]
+    indptr: np.ndarray
+    indices: np.ndarray
+    plans: dict[str, Any]
+
+
+class SparseMatrix(Protocol):
+    """A pattern and its values, float32 or float64, in the pattern's order."""
+
+    @property
+    def support(self) -> Pattern: ...
+
+    @property
+    def values(self) -> np.ndarray: ...
+
+
+Matrix = np.ndarray | SparseMatrix
+
+
+def is_sparse(w: Matrix) -> TypeGuard[SparseMatrix]:
+    """Tell a sparse matrix from a dense array."""
+    return hasattr(w, "support")

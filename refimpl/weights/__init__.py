@@ -1,0 +1,30 @@
+"""Weights: supports, values on them, gradients as promises, and carrying arrays across a change of support."""
+
+from refimpl.weights.carry import KEEP, CarryRule, Exchange
+from refimpl.weights.gradient import EmbeddingGrad, Gradient, Grads, LinearGrad, ScaledGrad, SumGrad, add_to
+from refimpl.weights.parameters import Params, ParamSpec
+from refimpl.weights.sparse import SparseWeight, Weight, density_of, support_of, values_of
+from refimpl.weights.support import Shape, Support, index_dtype
+
+__all__ = [
+    "KEEP",
+    "CarryRule",
+    "EmbeddingGrad",
+    "Exchange",
+    "Gradient",
+    "Grads",
+    "LinearGrad",
+    "ParamSpec",
+    "Params",
+    "ScaledGrad",
+    "Shape",
+    "SparseWeight",
+    "SumGrad",
+    "Support",
+    "Weight",
+    "add_to",
+    "density_of",
+    "index_dtype",
+    "support_of",
+    "values_of",
+]

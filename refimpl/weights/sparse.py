@@ -1,0 +1,97 @@
+"""A sparse weight: a support and one value for each of its entries."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from refimpl import kernels
+from refimpl.weights.support import Shape, Support
+
+
+class SparseWeight:
+    """A weight that stores only the entries of its support.
+
+    Parameters
+    ----------
+    support : Support
+        Which entries exist.
+    values : ndarray, shape (nnz,)
+        Their values in row-major order, float32 or float64. Kept by reference: optimizers update them in place.
+
+    Raises
+    ------
+    ValueError
+        If there is not exactly one value for each entry, or the type is not a floating one.
+    """
+
+    __slots__ = ("support", "values")
+
+    def __init__(self, support: Support, values: np.ndarray) -> None:
+        if values.shape != (support.nnz,):
+            raise ValueError(f"a support of {support.nnz} entries needs as many values; got an array of shape {values.shape}")
+        if values.dtype.kind != "f":
+            raise ValueError(f"values must be float32 or float64; got {values.dtype}")
+        self.support = support
+        self.values = values
+
+    @classmethod
+    def from_dense(cls, dense: np.ndarray, support: Support | None = None) -> SparseWeight:
+        """Take the entries of ``dense`` on ``support`` (by default, where it is not zero)."""
+        if support is None:
+            support = Support.from_mask(dense != 0)
+        if dense.shape != support.shape:
+            raise ValueError(f"the support has shape {support.shape}, the weight {dense.shape}")
+        return cls(support, dense.reshape(-1)[support.flat])
+
+    @property
+    def shape(self) -> Shape:
+        """Shape of the dense weight."""
+        return self.support.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the values."""
+        return self.values.dtype
+
+    @property
+    def nnz(self) -> int:
+        """Number of stored entries."""
+        return self.support.nnz
+
+    @property
+    def density(self) -> float:
+        """Fraction of the entries that are stored."""
+        return self.support.density
+
+    def dense(self) -> np.ndarray:
+        """Return the weight as a dense array, zeros outside the support (for people, tests and exports)."""
+        out = np.zeros(self.support.size, self.dtype)
+        out[self.support.flat] = self.values
+        return out.reshape(self.shape)
+
+    def __matmul__(self, x: np.ndarray) -> np.ndarray:
+        return kernels.matmul(self, x)
+
+    def __repr__(self) -> str:
+        return f"SparseWeight(shape={self.shape}, nnz={self.nnz}, density={self.density:.4g}, dtype={self.dtype})"
+
+
+Weight = np.ndarray | SparseWeight
+"""A trained array: dense, or a sparse weight. Code above the kernels treats the two alike."""
+
+
+def values_of(weight: Weight) -> np.ndarray:
+    """Return the array of trained numbers of a weight: a view that optimizers update in place."""
+    return weight.values if isinstance(weight, SparseWeight) else weight
+
+
+def support_of(weight: Weight) -> Support:
+    """Return the support of a sparse weight, and the full one of a dense weight."""
+    return weight.support if isinstance(weight, SparseWeight) else Support.full(weight.shape)
+
+
+def density_of(weight: Weight) -> float:
+    """Return the fraction of a weight's entries that are stored, 1 for a dense one."""
+    return weight.density if isinstance(weight, SparseWeight) else 1.0

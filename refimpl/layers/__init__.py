@@ -1,0 +1,1 @@
+"""Layers: pairs of forward and backward; no layer asks whether a weight is sparse."""

@@ -1,0 +1,42 @@
+r"""Linear map: :math:`Y = W X + b`, :math:`dX = W^\top dY`, :math:`dW = dY X^\top`, :math:`db = dY \mathbf{1}`."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from refimpl import kernels
+from refimpl.weights import Grads, LinearGrad, Params, SparseWeight, add_to
+
+
+class Cache(NamedTuple):
+    """What backward needs."""
+
+    weight: str
+    bias: str | None
+    w: object  # the weight as the forward pass saw it, for dX
+    x: np.ndarray  # (..., C, N), for dW
+
+
+def forward(params: Params, weight: str, bias: str | None, x: np.ndarray) -> tuple[np.ndarray, Cache]:
+    """Return ``W x + b`` for ``x`` of shape (..., C, N): (..., R, N)."""
+    w = params[weight]
+    y = kernels.matmul(w, x, None if bias is None else params[bias])
+    return y, Cache(weight, bias, w, x)
+
+
+def backward(dy: np.ndarray, cache: Cache, grads: Grads, *, input_gradient: bool = True) -> np.ndarray | None:
+    """Add the gradients of weight and bias to ``grads`` and return ``dx``, or None if it is not wanted."""
+    w, x = cache.w, cache.x
+    dx, known = None, None
+    if input_gradient:
+        if isinstance(w, SparseWeight):
+            dx, on_support = kernels.matmul_t_sddmm(w, dy, x)  # each row of dY is read once for both
+            known = (w.support, on_support)
+        else:
+            dx = kernels.matmul_t(w, dy)
+    add_to(grads, cache.weight, LinearGrad(w.shape, dy, x, known))
+    if cache.bias is not None:
+        grads[cache.bias] = kernels.sum_rows(dy)
+    return dx

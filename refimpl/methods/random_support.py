@@ -1,0 +1,73 @@
+"""Supports drawn at random, in memory proportional to what is drawn."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from refimpl.weights.support import Shape, Support
+
+
+def draw_distinct(size: int, count: int, rng: np.random.Generator) -> np.ndarray:
+    r"""Draw a uniformly random subset of ``{0, …, size − 1}``.
+
+    As many numbers as are missing are drawn with replacement, repetitions are discarded, and so on until
+    ``count`` different ones have come. No number is treated unlike another, so every set of ``count`` is
+    equally likely. At most half the range is drawn in this way, so that a round leaves at most about half of
+    what was missing; of a larger subset the complement is drawn.
+
+    Parameters
+    ----------
+    size, count : int
+        ``0 <= count <= size``.
+    rng : numpy.random.Generator
+        Source of the draws.
+
+    Returns
+    -------
+    ndarray of int64, shape (count,)
+        Ascending. Memory is O(count): nothing of length ``size`` is made unless ``count`` exceeds half of it.
+
+    Raises
+    ------
+    ValueError
+        If more numbers are asked for than there are.
+    """
+    if not 0 <= count <= size:
+        raise ValueError(f"{count} distinct places were asked for among {size}; ask for at most {size}")
+    if 2 * count > size:
+        chosen = np.ones(size, bool)
+        chosen[draw_distinct(size, size - count, rng)] = False
+        return np.flatnonzero(chosen)
+    found = np.empty(0, np.int64)
+    while found.size < count:
+        found = np.concatenate([found, np.sort(rng.integers(size, size=count - found.size))])
+        found.sort(kind="stable")  # two sorted runs, which timsort merges
+        found = found[np.concatenate([[True], found[1:] != found[:-1]])]
+    return found
+
+
+def exact_support(shape: Shape, count: int, rng: np.random.Generator) -> Support:
+    """Draw a support of exactly ``count`` entries, each set of that size being equally likely.
+
+    Raises
+    ------
+    ValueError
+        If the shape has fewer entries.
+    """
+    return Support(shape, draw_distinct(int(np.prod(shape)), count, rng))
+
+
+def bernoulli_support(shape: Shape, density: float, rng: np.random.Generator) -> Support:
+    """Draw a support to which each entry belongs independently with probability ``density``.
+
+    The number of entries is drawn first, from Binomial(n, density), and then that many distinct ones. The law
+    is the same as that of n coin tosses, because under those all sets of one size are equally likely; the
+    memory is O(nnz).
+
+    Raises
+    ------
+    ValueError
+        If the density is not in [0, 1].
+    """
+    size = int(np.prod(shape))
+    return exact_support(shape, int(rng.binomial(size, density)), rng)

@@ -14,7 +14,7 @@ from types import ModuleType
 
 import numpy as np
 
-from refimpl.kernels import dense, memory, spec, threads
+from refimpl.kernels import checks, dense, memory, spec, threads
 from refimpl.kernels.spec import LSTMBackward
 from refimpl.kernels.types import Matrix, Pattern, SparseMatrix, is_sparse
 
@@ -50,21 +50,41 @@ def use(name: str) -> Iterator[None]:
 
 def matmul(w: Matrix, x: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
     """Return ``W X + b``; see :func:`refimpl.kernels.spec.matmul`."""
-    return tier().matmul(w, x, bias) if is_sparse(w) else dense.matmul(w, x, bias)
+    if not is_sparse(w):
+        return dense.matmul(w, x, bias)
+    rows, columns = w.support.matrix_shape
+    checks.features("X", x, columns)
+    checks.one_type("X", x, w)
+    if bias is not None and (bias.shape != (rows,) or bias.dtype != x.dtype):
+        raise ValueError(f"the bias is {bias.dtype} of shape {bias.shape}; this product takes {x.dtype} of shape {(rows,)}")
+    return tier().matmul(w, x, bias)
 
 
 def matmul_t(w: Matrix, dy: np.ndarray) -> np.ndarray:
     """Return ``W^T dY``; see :func:`refimpl.kernels.spec.matmul_t`."""
-    return tier().matmul_t(w, dy) if is_sparse(w) else dense.matmul(w.T, dy)
+    if not is_sparse(w):
+        return dense.matmul(w.T, dy)
+    checks.features("dY", dy, w.support.matrix_shape[0])
+    checks.one_type("dY", dy, w)
+    return tier().matmul_t(w, dy)
+
+
+def _check_factors(support: Pattern, dy: np.ndarray, x: np.ndarray) -> None:
+    checks.features("dY", dy, support.matrix_shape[0])
+    checks.features("X", x, support.matrix_shape[1])
+    checks.same_columns(dy, x)
 
 
 def sddmm(support: Pattern, dy: np.ndarray, x: np.ndarray) -> np.ndarray:
     """Return ``dY X^T`` on a support; see :func:`refimpl.kernels.spec.sddmm`."""
+    _check_factors(support, dy, x)
     return tier().sddmm(support, dy, x)
 
 
 def matmul_t_sddmm(w: SparseMatrix, dy: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return both backward products at once; see :func:`refimpl.kernels.spec.matmul_t_sddmm`."""
+    _check_factors(w.support, dy, x)
+    checks.one_type("dY", dy, w)
     return tier().matmul_t_sddmm(w, dy, x)
 
 
@@ -75,16 +95,21 @@ def sum_rows(dy: np.ndarray) -> np.ndarray:
 
 def embed(w: Matrix, tokens: np.ndarray) -> np.ndarray:
     """Look up rows of an embedding; see :func:`refimpl.kernels.spec.embed`."""
+    checks.tokens("the tokens", tokens, checks.extents(w)[0])
     return tier().embed(w, tokens) if is_sparse(w) else spec.embed(w, tokens)
 
 
 def embed_gradient(support: Pattern, tokens: np.ndarray, dx: np.ndarray) -> np.ndarray:
     """Return the gradient of an embedding on a support; see :func:`refimpl.kernels.spec.embed_gradient`."""
+    checks.tokens("the tokens", tokens, support.matrix_shape[0])
+    if dx.shape != (tokens.shape[0], support.matrix_shape[1], *tokens.shape[1:]):
+        raise ValueError(f"dX has shape {dx.shape}; tokens of shape {tokens.shape} in {support.matrix_shape[1]} columns need (T, E, B)")
     return tier().embed_gradient(support, tokens, dx)
 
 
 def lstm_forward(w_ih: Matrix, w_hh: Matrix, bias: np.ndarray, x: np.ndarray, h0: np.ndarray, c0: np.ndarray) -> tuple:
     """Run an LSTM layer over a window; see :func:`refimpl.kernels.spec.lstm_forward`. The trace is the tier's own."""
+    checks.recurrence(w_ih, w_hh, bias, x, h0, c0)
     chosen = tier() if is_sparse(w_ih) and is_sparse(w_hh) else spec
     return chosen.lstm_forward(w_ih, w_hh, bias, x, h0, c0)
 
@@ -113,6 +138,9 @@ def from_panels(panels: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 def softmax_cross_entropy(logits: np.ndarray, targets: np.ndarray, scale: float) -> float:
     """Return the summed loss, and the gradient in place; see :func:`refimpl.kernels.spec.softmax_cross_entropy`."""
+    if logits.ndim != 3 or targets.shape != (logits.shape[0], logits.shape[2]):
+        raise ValueError(f"logits of shape {logits.shape} and targets {targets.shape}; they must be (panels, V, N) and (panels, N)")
+    checks.tokens("the targets", targets, logits.shape[1], lowest=-1)
     return tier().softmax_cross_entropy(logits, targets, scale)
 
 

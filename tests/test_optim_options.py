@@ -7,6 +7,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from refimpl.methods.schedule import Cosine as DropCosine
 from refimpl.optim import (
     ASGD,
     OPTIMIZERS,
@@ -15,7 +16,6 @@ from refimpl.optim import (
     Adam,
     Constant,
     Cosine,
-    CosineDropFraction,
     EpochDecay,
     LeakingASGD,
     LinearWarmup,
@@ -146,8 +146,8 @@ def test_the_forms_of_the_cosine_agree(steps: int, t: int, past: str) -> None:
     Its first number there is (1 − cos(π/T)) / 2 of the range, which then grows by up to T² times, and an
     error of the floor grows with it: T² units of rounding.
     """
-    closed = CosineDropFraction(0.8, 0.005, steps, past=past)  # type: ignore[arg-type]
-    recursive = CosineDropFraction(0.8, 0.005, steps, "recursive", past)  # type: ignore[arg-type]
+    closed = DropCosine(0.8, steps, 0.005, past=past)  # type: ignore[arg-type]
+    recursive = DropCosine(0.8, steps, 0.005, "recursive", past)  # type: ignore[arg-type]
     amplified = steps**2 if past == "rise" and t > steps else 1
     assert recursive(t) == pytest.approx(closed(t), rel=0, abs=2e-14 * max(1, amplified))
     assert closed(t) == Cosine(0.8, 0.005, steps, past=past)(t)  # type: ignore[arg-type]
@@ -162,8 +162,8 @@ def test_the_forms_of_the_cosine_agree(steps: int, t: int, past: str) -> None:
         (lambda: EpochDecay(1, 0.5, -1), "start is -1"),
         (lambda: Cosine(1, 0, 0), "steps is 0"),
         (lambda: Cosine(1, 0, 5, past="up"), "past is 'up'; give 'hold' or 'rise'"),  # type: ignore[arg-type]
-        (lambda: CosineDropFraction(1.5, 0, 5), "a fraction is from 0 to 1"),
-        (lambda: CosineDropFraction(0.5, 0, 5, form="open"), "form is 'open'"),  # type: ignore[arg-type]
+        (lambda: DropCosine(1.5, 5), "from 0 to 1"),
+        (lambda: DropCosine(0.5, 5, form="open"), "form of the drop fraction is 'open'"),  # type: ignore[arg-type]
         (lambda: NonMonotonicTrigger(-1), "n is -1"),
         (lambda: triggered([1.0], 1.0, -1), "interval is -1"),
         (lambda: SGD(momentum=-0.1), "momentum is -0.1; give a finite number of at least 0"),

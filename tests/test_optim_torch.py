@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from refimpl.methods.schedule import Cosine as DropCosine
 from refimpl.optim import (
     ASGD,
     SGD,
     SNTASGD,
     Adam,
-    CosineDropFraction,
     EpochDecay,
     Optimizer,
     Schedule,
@@ -147,7 +147,7 @@ def test_clipping(scale: float) -> None:
 def test_recursive_cosine_is_torchs_to_the_bit(steps: int) -> None:
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.8)
     theirs = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, eta_min=0.005)
-    ours = CosineDropFraction(0.8, 0.005, steps, form="recursive", past="rise")
+    ours = DropCosine(0.8, steps, 0.005, form="recursive", past="rise")
     for t in range(3 * steps + 2):
         assert ours(t) == optimizer.param_groups[0]["lr"], t
         optimizer.step()

@@ -55,7 +55,7 @@ class Lines:
         count = int(max(1, min(wanted, self.index.size / max(self.count, 1) // least)))
         if count not in self._tiles:
             span = -(-self.across // count)
-            key = np.repeat(np.arange(self.count) * count, np.diff(self.pointer)) + self.index // span
+            key = np.repeat(np.arange(self.count) * count, np.diff(self.pointer)) + self.index // np.int64(span)
             sizes = np.bincount(key, minlength=self.count * count).reshape(self.count, count)
             starts = np.empty((count + 1, self.count), np.int64)
             starts[0] = self.pointer[:-1]

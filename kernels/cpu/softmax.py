@@ -11,10 +11,10 @@ from llvmlite import ir
 from numba import njit, prange, types
 from numba.extending import intrinsic
 
+from refimpl.kernels.cpu.panels import MAX_BYTES, pack, unpack
 from refimpl.kernels.cpu.rows import Frame
 from refimpl.kernels.cpu.runtime import kernel, run
-from refimpl.kernels.cpu.vector import INT, Row, for_range, quads
-from refimpl.kernels import memory
+from refimpl.kernels.cpu.vector import INT, QUAD, Row, for_range, quads
 
 _SUMMED_TOGETHER = 64  # exponentials added up before they join the column's sum: keeps the rounding error of a long sum small
 
@@ -109,13 +109,13 @@ def softmax(quads, z, targets, top, mass, chosen, factor, scale):  # type: ignor
 
 def softmax_cross_entropy(logits: np.ndarray, targets: np.ndarray, scale: float) -> float:
     """Return the summed loss, and the gradient in place; see :func:`refimpl.kernels.spec.softmax_cross_entropy`."""
-    top, mass, chosen, factor = (np.empty(targets.shape, logits.dtype) for _ in range(4))
-    z = logits
-    if not z.flags.c_contiguous:
-        z = memory.empty(logits.shape, logits.dtype)
-        z[...] = logits
-    run(softmax, quads(z.shape[2]), z, targets, top, mass, chosen, factor, z.dtype.type(scale))
+    z, columns = logits, targets
+    if not (z.flags.c_contiguous and z.shape[2] % QUAD == 0 and z.shape[2] * z.itemsize <= MAX_BYTES):
+        z = pack(logits)
+        columns = pack(targets[:, None, :], fill=-1, itemsize=z.itemsize)[:, 0, :]
+    top, mass, chosen, factor = (np.empty(columns.shape, z.dtype) for _ in range(4))
+    run(softmax, quads(z.shape[2]), z, columns, top, mass, chosen, factor, z.dtype.type(scale))
     if z is not logits:
-        logits[...] = z
-    counts = targets >= 0
+        logits[...] = unpack(z, logits.shape)
+    counts = columns >= 0
     return float((np.log(mass[counts].astype(np.float64)) - chosen[counts].astype(np.float64)).sum())

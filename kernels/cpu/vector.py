@@ -210,7 +210,7 @@ def _expm1_parts(b: ir.IRBuilder, x: ir.Value) -> tuple[ir.Value, ir.Value]:
     r"""Return :math:`2^n` and :math:`2^n (e^r - 1)` where :math:`x = n \ln 2 + r` and :math:`|r| \le \ln 2 / 2`.
 
     Cody and Waite's reduction; :math:`e^r - 1` is its Taylor polynomial, cut off where the next term is below half a unit in the last
-    place. Arguments are clamped to where the result is a normal number.
+    place. Arguments are clamped to where the result is a normal number; NaN stays NaN.
     """
     single = isinstance(x.type.element, ir.FloatType)
     lanes = x.type.count
@@ -223,19 +223,29 @@ def _expm1_parts(b: ir.IRBuilder, x: ir.Value) -> tuple[ir.Value, ir.Value]:
         return ir.Constant(x.type, [number] * lanes)
 
     integer = ir.VectorType(INT32 if single else INT, lanes)
-    x = _call(b, "llvm.minnum", _call(b, "llvm.maxnum", x, c(-limit)), c(limit))
-    n = _call(b, "llvm.rint", b.fmul(x, c(1 / math.log(2))))
+    x = clamp(b, x, limit)
+    # Adding 1.5 * 2**mantissa rounds to an integer and leaves it in the sum's low bits; unlike a conversion it is defined for NaN
+    shift = c(1.5 * 2.0**mantissa)
+    shifted = b.fadd(b.fmul(x, c(1 / math.log(2))), shift)
+    n = b.fsub(shifted, shift)
     r = fma(b, n, c(-low), fma(b, n, c(-high), x))
     polynomial = c(1 / math.factorial(terms))
     for k in range(terms - 1, 0, -1):
         polynomial = fma(b, polynomial, r, c(1 / math.factorial(k)))
-    exponent = b.add(b.fptosi(n, integer), ir.Constant(integer, [bias] * lanes))
+    exponent = b.add(b.bitcast(shifted, integer), ir.Constant(integer, [bias] * lanes))
     power = b.bitcast(b.shl(exponent, ir.Constant(integer, [mantissa] * lanes)), x.type)
     return power, b.fmul(power, b.fmul(polynomial, r))
 
 
 def _ones(v: ir.Value, number: float = 1.0) -> ir.Constant:
     return ir.Constant(v.type, [number] * v.type.count)
+
+
+def clamp(b: ir.IRBuilder, x: ir.Value, limit: float) -> ir.Value:
+    """Return ``x`` within ±limit. NaN stays NaN: a comparison with it is false, where ``llvm.minnum`` would hide it."""
+    for order, bound in ((">", limit), ("<", -limit)):
+        x = b.select(b.fcmp_ordered(order, x, _ones(x, bound)), _ones(x, bound), x)
+    return x
 
 
 def exp(b: ir.IRBuilder, x: ir.Value) -> ir.Value:
@@ -252,8 +262,7 @@ def sigmoid(b: ir.IRBuilder, x: ir.Value) -> ir.Value:
 
 def tanh(b: ir.IRBuilder, x: ir.Value) -> ir.Value:
     """Return ``expm1(2x) / (expm1(2x) + 2)``, which loses nothing for small ``x``; clamped where the result rounds to ±1."""
-    limit = _ones(x, 20.0)
-    x = _call(b, "llvm.minnum", _call(b, "llvm.maxnum", x, _ones(x, -20.0)), limit)
+    x = clamp(b, x, 20.0)
     power, rest = _expm1_parts(b, b.fadd(x, x))
     expm1 = b.fadd(b.fsub(power, _ones(x)), rest)
     return b.fdiv(expm1, b.fadd(expm1, _ones(x, 2.0)))

@@ -38,5 +38,5 @@ def backward(dy: np.ndarray, cache: Cache, grads: Grads, *, input_gradient: bool
             dx = kernels.matmul_t(w, dy)
     add_to(grads, cache.weight, LinearGrad(w.shape, dy, x, known))
     if cache.bias is not None:
-        grads[cache.bias] = kernels.sum_rows(dy)
+        add_to(grads, cache.bias, kernels.sum_rows(dy))
     return dx

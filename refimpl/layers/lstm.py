@@ -98,7 +98,7 @@ def backward(dy: np.ndarray, cache: Cache, grads: Grads, *, input_gradient: bool
     add_to(grads, ih, LinearGrad(cache.w_ih.shape, result.d_gates, result.x, known))
     recurrent = LinearGrad(cache.w_hh.shape, result.d_gates, result.h_prev)
     add_to(grads, hh, recurrent if cache.dropped is None else ScaledGrad(recurrent, cache.w_hh, cache.dropped))
-    grads[b_ih] = result.d_bias
-    grads[b_hh] = result.d_bias.copy()
+    add_to(grads, b_ih, result.d_bias)
+    add_to(grads, b_hh, result.d_bias.copy())
     return result.dx
 

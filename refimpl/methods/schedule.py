@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from functools import lru_cache
+from typing import Literal, Protocol
 
 
 class When(Protocol):
@@ -78,34 +79,83 @@ class Constant:
 class Cosine:
     r"""Half a cosine from the initial drop fraction down to a floor.
 
-    .. math:: d(t) = d_{\min} + (d_0 - d_{\min})\,\tfrac12\bigl(1 + \cos(\pi\,\min(t, T)/T)\bigr)
-
-    With the floor 0 this is RigL's :math:`\tfrac\alpha2(1 + \cos(\pi t / T_{\mathrm{end}}))`; with the floor
-    0.005, what Selfish-RNN's code uses. The closed form is evaluated at each step; code that multiplies from
-    step to step agrees to rounding. Past :math:`T` the fraction stays at the floor; unclamped formulas rise
-    again.
+    .. math:: d(t) = f + (d_0 - f) \frac{1 + \cos(\pi t / T)}{2}
 
     Attributes
     ----------
     initial : float
-        :math:`d_0`, at step 0.
+        :math:`d_0`, from 0 to 1.
     steps : int
-        :math:`T`, in training steps.
+        :math:`T \ge 1`, in training steps.
     floor : float
-        :math:`d_{\min}`.
+        :math:`f`, from 0 to 1. With 0 this is RigL's :math:`\tfrac\alpha2(1 + \cos(\pi t / T_{\mathrm{end}}))`; Selfish-RNN's
+        code uses 0.005.
+    form : {"closed", "recursive"}
+        ``"recursive"`` evaluates it as ``torch.optim.lr_scheduler.CosineAnnealingLR`` does, to the bit:
+
+        .. math:: d(t) = f + (d(t-1) - f) \frac{1 + \cos(\pi t / T)}{1 + \cos(\pi (t - 1) / T)},
+
+        except one step past an odd multiple of :math:`T`, where the quotient has no meaning and
+        :math:`d(t) = d(t-1) + (d_0 - f)(1 - \cos(\pi / T)) / 2`. It differs by accumulated rounding alone,
+        which can still move a count of connections by one. The first call of a period costs :math:`T` steps,
+        later ones nothing.
+    past : {"hold", "rise"}
+        After :math:`T`: stay at the floor, or follow the formula up again, as torch does. Selfish-RNN's
+        recipes run a few steps past :math:`T`.
+
+    Raises
+    ------
+    ValueError
+        If an option is outside its range.
+
+    References
+    ----------
+    .. [1] Dettmers, Zettlemoyer, "Sparse networks from scratch", arXiv 1907.04840 (cosine annealing of the
+       pruning rate).
+    .. [2] Liu, Mocanu, Pei, Pechenizkiy, "Selfish sparse RNN training", ICML 2021.
+
+    Notes
+    -----
+    *Deviations.* RigL's paper writes the formula with a floor of 0; the code of [1]_ and [2]_ has 0.005. By default the fraction stays at the floor
+    past :math:`T`, where unclamped formulas rise again.
     """
 
     initial: float
     steps: int
     floor: float = 0.0
+    form: Literal["closed", "recursive"] = "closed"
+    past: Literal["hold", "rise"] = "hold"
 
     def __post_init__(self) -> None:
         _check(self.initial)
         _check(self.floor)
         if self.steps < 1:
             raise ValueError(f"the cosine of the drop fraction runs over {self.steps} steps; give at least 1")
+        for option, value, choices in (
+            ("form", self.form, ("closed", "recursive")),
+            ("past", self.past, ("hold", "rise")),
+        ):
+            if value not in choices:
+                raise ValueError(f"{option} of the drop fraction is {value!r}; give {' or '.join(map(repr, choices))}")
 
     def __call__(self, step: int) -> float:
         """Return the drop fraction at a step."""
-        turn = math.cos(math.pi * min(step, self.steps) / self.steps)
-        return self.floor + (self.initial - self.floor) * (1 + turn) / 2
+        if self.past == "hold":
+            step = min(step, self.steps)
+        if self.form == "closed":
+            return self.floor + (self.initial - self.floor) * (1 + math.cos(math.pi * step / self.steps)) / 2
+        periods = 1 + step // self.steps
+        return _recursive_cosine(float(self.initial), float(self.floor), self.steps, periods)[step]
+
+
+@lru_cache(maxsize=8)
+def _recursive_cosine(initial: float, floor: float, steps: int, periods: int) -> tuple[float, ...]:
+    values = [initial]
+    for t in range(1, steps * periods + 1):
+        last = values[-1]
+        if (t - 1 - steps) % (2 * steps) == 0:
+            values.append(last + (initial - floor) * (1 - math.cos(math.pi / steps)) / 2)
+        else:
+            ratio = (1 + math.cos(math.pi * t / steps)) / (1 + math.cos(math.pi * (t - 1) / steps))
+            values.append(ratio * (last - floor) + floor)
+    return tuple(values)

@@ -27,7 +27,6 @@ from refimpl.optim.leaking_asgd import LeakingASGD
 from refimpl.optim.schedules import (
     Constant,
     Cosine,
-    CosineDropFraction,
     EpochDecay,
     LinearWarmup,
     Schedule,
@@ -45,7 +44,6 @@ __all__ = [
     "Adam",
     "Constant",
     "Cosine",
-    "CosineDropFraction",
     "EpochDecay",
     "LeakingASGD",
     "LinearWarmup",

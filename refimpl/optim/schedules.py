@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Literal, Protocol
 
 from refimpl.optim.base import require_choice, require_number
@@ -171,83 +170,3 @@ class LinearWarmup:
         if step < self.steps:
             return self.then(0) * (step + 1) / (self.steps + 1)
         return self.then(step - self.steps)
-
-
-@dataclass(frozen=True)
-class CosineDropFraction:
-    r"""The share of connections that an exchange replaces, annealed by half a cosine.
-
-    .. math:: d(t) = f + (d_0 - f) \frac{1 + \cos(\pi t / T)}{2}
-
-    Attributes
-    ----------
-    initial, floor : float
-        :math:`d_0` and :math:`f`, from 0 to 1.
-    steps : int
-        :math:`T \ge 1`, in optimizer steps.
-    form : {"closed", "recursive"}
-        ``"recursive"`` evaluates it as ``torch.optim.lr_scheduler.CosineAnnealingLR`` does, to the bit:
-
-        .. math:: d(t) = f + (d(t-1) - f) \frac{1 + \cos(\pi t / T)}{1 + \cos(\pi (t - 1) / T)},
-
-        except one step past an odd multiple of :math:`T`, where the quotient has no meaning and
-        :math:`d(t) = d(t-1) + (d_0 - f)(1 - \cos(\pi / T)) / 2`. It differs by accumulated rounding alone,
-        which can still move a count of connections by one. The first call of a period costs :math:`T` steps,
-        later ones nothing.
-    past : {"hold", "rise"}
-        After :math:`T`: stay at the floor, or follow the formula up again, as torch does. Selfish-RNN's
-        recipes run a few steps past :math:`T`.
-
-    Raises
-    ------
-    ValueError
-        If an option is outside its range.
-
-    References
-    ----------
-    .. [1] Dettmers, Zettlemoyer, "Sparse networks from scratch", arXiv 1907.04840 (cosine annealing of the
-       pruning rate).
-    .. [2] Liu, Mocanu, Pei, Pechenizkiy, "Selfish sparse RNN training", ICML 2021.
-
-    Notes
-    -----
-    *Deviations.* RigL's paper writes the formula with a floor of 0; the code of [1]_ and [2]_ has 0.005.
-    """
-
-    initial: float
-    floor: float
-    steps: int
-    form: Literal["closed", "recursive"] = "closed"
-    past: Literal["hold", "rise"] = "hold"
-
-    def __post_init__(self) -> None:
-        for option in ("initial", "floor"):
-            value = getattr(self, option)
-            require_number(option, value, 0)
-            if value > 1:
-                raise ValueError(f"{option} is {value!r}; a fraction is from 0 to 1")
-        _require_count("steps", self.steps, 1)
-        require_choice("form", self.form, "closed", "recursive")
-        require_choice("past", self.past, "hold", "rise")
-
-    def __call__(self, step: int) -> float:
-        """Return the fraction after ``step`` optimizer steps."""
-        if self.form == "closed":
-            return _cosine(self.initial, self.floor, self.steps, self.past, step)
-        if self.past == "hold":
-            step = min(step, self.steps)
-        periods = 1 + step // self.steps
-        return _recursive_cosine(float(self.initial), float(self.floor), self.steps, periods)[step]
-
-
-@lru_cache(maxsize=8)
-def _recursive_cosine(initial: float, floor: float, steps: int, periods: int) -> tuple[float, ...]:
-    values = [initial]
-    for t in range(1, steps * periods + 1):
-        last = values[-1]
-        if (t - 1 - steps) % (2 * steps) == 0:
-            values.append(last + (initial - floor) * (1 - math.cos(math.pi / steps)) / 2)
-        else:
-            ratio = (1 + math.cos(math.pi * t / steps)) / (1 + math.cos(math.pi * (t - 1) / steps))
-            values.append(ratio * (last - floor) + floor)
-    return tuple(values)

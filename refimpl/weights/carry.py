@@ -65,11 +65,13 @@ class Exchange:
         Raises
         ------
         ValueError
-            If a dropped entry is not stored, or a grown one is stored and not dropped.
+            If a dropped entry is not stored, a grown one is stored and not dropped, or one of either stands in the list twice.
         """
         dropped, grown = np.sort(dropped).astype(np.int64), np.sort(grown).astype(np.int64)
         if (old.positions_of(dropped) < 0).any():
             raise ValueError("an exchange can only drop entries that are stored")
+        if (np.diff(dropped) == 0).any():
+            raise ValueError("an exchange can drop an entry once; the list of dropped entries holds one twice")
         kept = np.setdiff1d(old.flat, dropped, assume_unique=True)
         merged = np.concatenate([kept, grown])
         merged.sort(kind="stable")  # two sorted runs: timsort merges them in one pass
@@ -91,7 +93,14 @@ class Exchange:
         -------
         ndarray, shape (new.nnz, ...)
             A new array; ``aligned`` is unchanged.
+
+        Raises
+        ------
+        ValueError
+            If ``aligned`` has not one number for each entry of ``old``.
         """
+        if len(aligned) != self.old.nnz:
+            raise ValueError(f"an array aligned with {self.old.nnz} entries is carried; got one of length {len(aligned)}")
         source = self.old.positions_of(self.new.flat)
         if rule.regrown == "reset":
             source[self.new.positions_of(self.regrown)] = -1

@@ -194,11 +194,14 @@ Grads = dict[str, np.ndarray | Gradient]
 """Gradients by parameter name: arrays for biases, promises for weights."""
 
 
-def add_to(grads: Grads, name: str, gradient: Gradient) -> None:
-    """Add a promise to what is there for a weight."""
+def add_to(grads: Grads, name: str, gradient: np.ndarray | Gradient) -> None:
+    """Add an array or a promise to what is there for a parameter."""
     there = grads.get(name)
     if there is None:
         grads[name] = gradient
+    elif isinstance(there, np.ndarray):
+        assert isinstance(gradient, np.ndarray)
+        grads[name] = there + gradient
     else:
-        assert not isinstance(there, np.ndarray)
+        assert not isinstance(gradient, np.ndarray)
         grads[name] = SumGrad([*there.parts, gradient] if isinstance(there, SumGrad) else [there, gradient])

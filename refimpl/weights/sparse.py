@@ -18,12 +18,12 @@ class SparseWeight:
     support : Support
         Which entries exist.
     values : ndarray, shape (nnz,)
-        Their values in row-major order, float32 or float64. Kept by reference: optimizers update them in place.
+        Their values in row-major order, contiguous, float32 or float64. Kept by reference: optimizers update them in place.
 
     Raises
     ------
     ValueError
-        If there is not exactly one value for each entry, or the type is not a floating one.
+        If there is not exactly one value for each entry, or they are not contiguous numbers of these types.
     """
 
     __slots__ = ("support", "values")
@@ -31,8 +31,10 @@ class SparseWeight:
     def __init__(self, support: Support, values: np.ndarray) -> None:
         if values.shape != (support.nnz,):
             raise ValueError(f"a support of {support.nnz} entries needs as many values; got an array of shape {values.shape}")
-        if values.dtype.kind != "f":
+        if values.dtype not in (np.float32, np.float64):
             raise ValueError(f"values must be float32 or float64; got {values.dtype}")
+        if not values.flags.c_contiguous:
+            raise ValueError("values must lie next to each other; got a strided view, of which np.ascontiguousarray makes a copy")
         self.support = support
         self.values = values
 

@@ -12,7 +12,9 @@ Shape = tuple[int, ...]
 
 
 def index_dtype(size: int) -> np.dtype[Any]:
-    """Return the narrowest unsigned type that indexes ``size`` places (16 or 32 bits)."""
+    """Return the narrowest unsigned type that indexes ``size`` places: 16 or 32 bits, as the kernels take them."""
+    if size > 1 << 32:
+        raise ValueError(f"a weight may have 2**32 columns at most; got {size}")
     return np.dtype(np.uint16 if size <= 1 << 16 else np.uint32)
 
 
@@ -46,8 +48,9 @@ class Support:
             raise ValueError(f"the flat positions of a support must ascend strictly within 0..{size - 1}")
         self.shape = shape
         self.matrix_shape = (shape[0], size // shape[0] if shape[0] else 0)
+        narrow = index_dtype(self.matrix_shape[1])
         row, column = np.divmod(positions, max(self.matrix_shape[1], 1))
-        self.indices = column.astype(index_dtype(self.matrix_shape[1]))
+        self.indices = column.astype(narrow)
         self.indptr = np.zeros(shape[0] + 1, np.int64)
         np.cumsum(np.bincount(row, minlength=shape[0]), out=self.indptr[1:])
         for array in (self.indices, self.indptr):

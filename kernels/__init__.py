@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
@@ -115,9 +116,12 @@ def lstm_forward(w_ih: Matrix, w_hh: Matrix, bias: np.ndarray, x: np.ndarray, h0
 
 
 def lstm_backward(
-    w_ih: Matrix, w_hh: Matrix, trace: tuple, dy: np.ndarray, dh: np.ndarray, dc: np.ndarray, input_gradient: bool = True
+    w_ih: Matrix, w_hh: Matrix, trace: Any, dy: np.ndarray, dh: np.ndarray, dc: np.ndarray, input_gradient: bool = True
 ) -> LSTMBackward:
     """Run its backward pass; see :func:`refimpl.kernels.spec.lstm_backward`."""
+    states, size = trace.hidden.shape[-3:-1]
+    batch = getattr(trace, "batch", trace.hidden.shape[-1])  # a tier may hold more columns than there are
+    checks.arriving((states - 1, size, batch), w_hh, dy, dh, dc)
     chosen = spec if isinstance(trace, spec.LSTMTrace) else import_module("refimpl.kernels.cpu")
     return chosen.lstm_backward(w_ih, w_hh, trace, dy, dh, dc, input_gradient)
 

@@ -26,24 +26,30 @@ def panels_of(x: np.ndarray) -> np.ndarray:
     return x.reshape(-1, *x.shape[-2:])
 
 
+def _each_panel(matrix: scipy.sparse.sparray, x: np.ndarray) -> np.ndarray:
+    """Multiply panel by panel into one array, so that no second one of its size is made."""
+    panels = panels_of(x)
+    y = np.empty((len(panels), matrix.shape[0], x.shape[-1]), np.result_type(matrix.dtype, x))
+    for p, panel in enumerate(panels):
+        y[p] = matrix @ panel
+    return y.reshape(*x.shape[:-2], *y.shape[-2:])
+
+
 def matmul(w: Matrix, x: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
     r"""Return :math:`Y = W X + b \mathbf{1}^\top`, shape (..., R, N)."""
     if not is_sparse(w):
         return dense.matmul(w, x, bias)
-    csr = as_scipy(w)
-    y = np.stack([csr @ panel for panel in panels_of(x)])
+    y = _each_panel(as_scipy(w), x)
     if bias is not None:
         y += bias[:, None]
-    return y.reshape(*x.shape[:-2], *y.shape[-2:])
+    return y
 
 
 def matmul_t(w: Matrix, dy: np.ndarray) -> np.ndarray:
     r"""Return :math:`dX = W^\top dY`, shape (..., C, N)."""
     if not is_sparse(w):
         return dense.matmul(w.T, dy)
-    csc = as_scipy(w).T
-    dx = np.stack([csc @ panel for panel in panels_of(dy)])
-    return dx.reshape(*dy.shape[:-2], *dx.shape[-2:])
+    return _each_panel(as_scipy(w).T, dy)
 
 
 def sddmm(support: Pattern, dy: np.ndarray, x: np.ndarray) -> np.ndarray:

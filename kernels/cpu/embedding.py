@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
 from refimpl.kernels.cpu.runtime import kernel, run
 from refimpl.kernels.types import Pattern, SparseMatrix
@@ -11,7 +11,6 @@ from refimpl.kernels import memory
 
 
 @kernel
-@njit(parallel=True, nogil=True, cache=True)
 def lookup(tokens, indptr, index, values, out):  # type: ignore[no-untyped-def]
     """``out[t, index[k], b] = values[k]`` for the entries ``k`` of row ``tokens[t, b]``; out (T, E, B) is zeroed here."""
     for t in prange(tokens.shape[0]):
@@ -21,8 +20,7 @@ def lookup(tokens, indptr, index, values, out):  # type: ignore[no-untyped-def]
                 out[t, index[k], b] = values[k]
 
 
-@kernel
-@njit(nogil=True, cache=True)
+@kernel(parallel=False)
 def scatter(tokens, indptr, index, dx, out):  # type: ignore[no-untyped-def]
     """``out[k] += dx[t, index[k], b]`` for the entries of each token's row, in the text's order."""
     for t in range(tokens.shape[0]):

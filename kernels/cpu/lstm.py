@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, prange, types
+from numba import prange, types
 from numba.extending import intrinsic
 
 from refimpl.kernels import memory, threads
@@ -92,7 +92,6 @@ def cell_backward(typingctx, quads, gates, at, gate_stride, d_gates, step, to, s
 
 
 @kernel
-@njit(parallel=True, nogil=True, cache=True)
 def recur_forward(quads, values, index, tiles, bounds, gates, cells, hidden):  # type: ignore[no-untyped-def]
     """Run the recurrence of one layer.
 
@@ -124,7 +123,6 @@ def recur_forward(quads, values, index, tiles, bounds, gates, cells, hidden):  #
 
 
 @kernel
-@njit(parallel=True, nogil=True, cache=True)
 def recur_backward(quads, values, index, tiles, bounds, gates, cells, dy, dh, dc, d_gates, d_step):  # type: ignore[no-untyped-def]
     """Run the recurrence backward.
 

@@ -7,7 +7,7 @@ change a bit of the result.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
 from refimpl.kernels import memory
 from refimpl.kernels.cpu.panels import pack, unpack
@@ -19,7 +19,6 @@ from refimpl.kernels.types import Pattern, SparseMatrix
 
 
 @kernel
-@njit(parallel=True, nogil=True, cache=True)
 def gather(quads, values, index, tiles, bounds, x, offset, out):  # type: ignore[no-untyped-def]
     """``out[p, i] = offset[i] + sum over k in line i of values[k] * x[p, index[k]]``.
 
@@ -40,7 +39,6 @@ def gather(quads, values, index, tiles, bounds, x, offset, out):  # type: ignore
 
 
 @kernel
-@njit(parallel=True, nogil=True, cache=True)
 def dot(quads, index, tiles, bounds, y, x, out):  # type: ignore[no-untyped-def]
     """``out[k] = sum over p of <y[p, i], x[p, index[k]]>`` for the entries ``k`` of each line ``i``.
 
@@ -60,7 +58,6 @@ def dot(quads, index, tiles, bounds, y, x, out):  # type: ignore[no-untyped-def]
 
 
 @kernel
-@njit(parallel=True, nogil=True, cache=True)
 def gather_dot(quads, values, index, tiles, bounds, y, x, out, grad):  # type: ignore[no-untyped-def]
     """Both backward products over the lines of the transposed twin: ``out = W^T y`` and ``grad[k] = <x[j], y[index[k]]>``.
 
@@ -81,7 +78,6 @@ def gather_dot(quads, values, index, tiles, bounds, y, x, out, grad):  # type: i
 
 
 @kernel
-@njit(parallel=True, nogil=True, cache=True)
 def to_twin(values, place, bounds, out):  # type: ignore[no-untyped-def]
     """``out[place[k]] = values[k]``: read in order, written to as many streams as there are columns."""
     for c in prange(bounds.size - 1):
@@ -90,7 +86,6 @@ def to_twin(values, place, bounds, out):  # type: ignore[no-untyped-def]
 
 
 @kernel
-@njit(parallel=True, nogil=True, cache=True)
 def from_twin(values, place, bounds, out):  # type: ignore[no-untyped-def]
     """``out[k] = values[place[k]]``."""
     for c in prange(bounds.size - 1):
@@ -99,7 +94,6 @@ def from_twin(values, place, bounds, out):  # type: ignore[no-untyped-def]
 
 
 @kernel
-@njit(parallel=True, nogil=True, cache=True)
 def sum_lines(quads, bounds, x, out):  # type: ignore[no-untyped-def]
     """``out[i] = sum over p, b of x[p, i, b]``; x (P, lines, w)."""
     panels, lines, width = x.shape

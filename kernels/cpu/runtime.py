@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
+from functools import partial
 from typing import Any
 
 import numba
 
 from refimpl.kernels import threads
+from refimpl.kernels.cpu import cache
 
 log = logging.getLogger("refimpl.kernels")
 
@@ -19,10 +21,14 @@ compile_seconds = 0.0
 """Time that this process has spent on compiling kernels, or loading them from the cache."""
 
 
-def kernel(function: Any) -> Any:
-    """Register a compiled function."""
-    kernels.append(function)
-    return function
+def kernel(function: Any = None, *, parallel: bool = True) -> Any:
+    """Compile a function when it is first called with new types, and keep the code for later processes."""
+    if function is None:
+        return partial(kernel, parallel=parallel)
+    with cache.in_use():
+        compiled = numba.njit(parallel=parallel, nogil=True, cache=True)(function)
+    kernels.append(compiled)
+    return compiled
 
 
 def run(function: Any, *arguments: Any) -> None:

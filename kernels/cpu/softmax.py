@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, prange, types
+from numba import prange, types
 from numba.extending import intrinsic
 
 from refimpl.kernels.cpu.panels import MAX_BYTES, pack, unpack
@@ -86,7 +86,6 @@ def _row(f: Frame, base: ir.Value, i: ir.Value) -> ir.Value:
 
 
 @kernel
-@njit(parallel=True, nogil=True, cache=True)
 def softmax(quads, z, targets, top, mass, chosen, factor, scale):  # type: ignore[no-untyped-def]
     """Turn logits z (P, V, w) into gradients; targets, top, mass, chosen, factor (P, w)."""
     panels, size, width = z.shape

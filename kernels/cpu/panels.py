@@ -38,7 +38,8 @@ def layout(panels: int, columns: int, itemsize: int) -> Layout:
     """Choose the grouping for ``panels`` arrays of ``columns`` columns each."""
     limit = MAX_BYTES // itemsize
     if columns <= IDEAL_WIDTH // 2:
-        together = max(1, min(panels, min(IDEAL_WIDTH, limit) // columns))
+        # A few panels are padded to a full one of ours rather than have kernels compiled for a width of their own.
+        together = max(1, min(IDEAL_WIDTH, limit) // columns) if panels > 1 else 1
         width = _round_up(together * columns)
         return Layout(panels, columns, together, 1, columns, width)
     pieces = 1 if columns <= limit else -(-columns // min(IDEAL_WIDTH, limit))

@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
-from refimpl.kernels import memory
-from refimpl.kernels.cpu.panels import pack, unpack
+from refimpl.kernels import dense, memory
+from refimpl.kernels.cpu.panels import are_panels, pack, unpack
 from refimpl.kernels.cpu.plan import Lines, chunk_count, plan
 from refimpl.kernels.cpu.rows import dot_row, gather_dot_row, gather_row, row_sum
 from refimpl.kernels.cpu.runtime import kernel, run
@@ -186,7 +186,9 @@ def matmul_t_sddmm(w: SparseMatrix, dy: np.ndarray, x: np.ndarray) -> tuple[np.n
 
 def sum_rows(dy: np.ndarray) -> np.ndarray:
     """Return the sum of each feature over all columns; see :func:`refimpl.kernels.spec.sum_rows`."""
-    panels = pack(dy)
+    if not are_panels(dy):
+        return dense.columns(dy).sum(axis=1)
+    panels = dy
     out = np.empty(panels.shape[1], dy.dtype)
     run(sum_lines, quads(panels.shape[2]), even_chunks(out.size, float(panels.shape[0] * panels.shape[2])), panels, out)
     return out

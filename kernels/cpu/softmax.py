@@ -20,39 +20,44 @@ _SUMMED_TOGETHER = 64  # exponentials added up before they join the column's sum
 
 
 @intrinsic
-def columns_max(typingctx, quads, z, at, count, out, to):  # type: ignore[no-untyped-def]
-    """``out[to : + width] = max over i < count of z[at + i * width : + width]``."""
+def columns_max(typingctx, quads, z, at, stride, count, out, to):  # type: ignore[no-untyped-def]
+    """``out[to : + width] = max over i < count of z[at + i * stride : + width]``."""
     n = types.intp
-    signature = types.void(quads, z, n, n, out, n)
+    signature = types.void(quads, z, n, n, n, out, n)
 
     def generate(context, b, signature, arguments):  # type: ignore[no-untyped-def]
         f = Frame(context, b, signature, arguments)
-        rows, z = f.rows, f.pointer(1, 2)
-        _, top = for_range(b, INT(1), arguments[3], 1, rows.load(z), lambda i, top: rows.maximum(top, rows.load(_row(f, z, i))))
-        rows.store(top, f.pointer(4, 5))
+        rows, z, stride, count = f.rows, f.pointer(1, 2), arguments[3], arguments[4]
+
+        def one(i: ir.Value, top: Row) -> Row:
+            return rows.maximum(top, rows.load(b.gep(z, [b.mul(i, stride)])))
+
+        _, top = for_range(b, INT(1), count, 1, rows.load(z), one)
+        rows.store(top, f.pointer(5, 6))
         return context.get_dummy_value()
 
     return signature, generate
 
 
 @intrinsic
-def exponentials(typingctx, quads, z, at, count, top, mass, state):  # type: ignore[no-untyped-def]
+def exponentials(typingctx, quads, z, at, stride, count, top, mass, state):  # type: ignore[no-untyped-def]
     """``z = exp(z - top)`` on ``count`` rows, whose sum is added to ``mass``; top and mass are at ``state``."""
     n = types.intp
-    signature = types.void(quads, z, n, n, top, mass, n)
+    signature = types.void(quads, z, n, n, n, top, mass, n)
 
     def generate(context, b, signature, arguments):  # type: ignore[no-untyped-def]
         f = Frame(context, b, signature, arguments)
-        rows, z, top = f.rows, f.pointer(1, 2), f.rows.load(f.pointer(4, 6))
+        rows, z, stride, count = f.rows, f.pointer(1, 2), arguments[3], arguments[4]
+        top = rows.load(f.pointer(5, 7))
 
         def one(i: ir.Value, total: Row) -> Row:
-            at = _row(f, z, i)
+            at = b.gep(z, [b.mul(i, stride)])
             e = rows.exp(rows.sub(rows.load(at), top))
             rows.store(e, at)
             return rows.add(total, e)
 
-        _, total = for_range(b, INT(0), arguments[3], 1, rows.zero(), one)
-        mass = f.pointer(5, 6)
+        _, total = for_range(b, INT(0), count, 1, rows.zero(), one)
+        mass = f.pointer(6, 7)
         rows.store(rows.add(rows.load(mass), total), mass)
         return context.get_dummy_value()
 
@@ -60,60 +65,67 @@ def exponentials(typingctx, quads, z, at, count, top, mass, state):  # type: ign
 
 
 @intrinsic
-def scale_rows(typingctx, quads, z, at, count, factor, state):  # type: ignore[no-untyped-def]
+def scale_rows(typingctx, quads, z, at, stride, count, factor, state):  # type: ignore[no-untyped-def]
     """``z = z * factor`` on ``count`` rows."""
     n = types.intp
-    signature = types.void(quads, z, n, n, factor, n)
+    signature = types.void(quads, z, n, n, n, factor, n)
 
     def generate(context, b, signature, arguments):  # type: ignore[no-untyped-def]
         f = Frame(context, b, signature, arguments)
-        rows, z, factor = f.rows, f.pointer(1, 2), f.rows.load(f.pointer(4, 5))
+        rows, z, stride, count = f.rows, f.pointer(1, 2), arguments[3], arguments[4]
+        factor = rows.load(f.pointer(5, 6))
 
         def one(i: ir.Value, _: Row) -> Row:
-            at = _row(f, z, i)
+            at = b.gep(z, [b.mul(i, stride)])
             rows.store(rows.mul(rows.load(at), factor), at)
             return []
 
-        for_range(b, INT(0), arguments[3], 1, [], one)
+        for_range(b, INT(0), count, 1, [], one)
         return context.get_dummy_value()
 
     return signature, generate
 
 
-def _row(f: Frame, base: ir.Value, i: ir.Value) -> ir.Value:
-    offset, lanes = f.rows.cuts[-1]
-    return f.b.gep(base, [f.b.mul(i, INT(offset + lanes))])
-
-
 @kernel
-def softmax(quads, z, targets, top, mass, chosen, factor, scale):  # type: ignore[no-untyped-def]
-    """Turn logits z (P, V, w) into gradients; targets, top, mass, chosen, factor (P, w)."""
-    panels, size, width = z.shape
-    flat, flat_top, flat_mass, flat_factor = z.reshape(-1), top.reshape(-1), mass.reshape(-1), factor.reshape(-1)
+def softmax(quads, z, panel_stride, row_stride, size, targets, top, mass, chosen, factor, scale):  # type: ignore[no-untyped-def]
+    """Turn logits into gradients: row ``i`` of panel ``p`` is ``z[p * panel_stride + i * row_stride : + w]``.
+
+    targets, top, mass, chosen, factor (P, w).
+    """
+    panels, width = targets.shape
+    flat_top, flat_mass, flat_factor = top.reshape(-1), mass.reshape(-1), factor.reshape(-1)
     for p in prange(panels):
-        start, state = p * size * width, p * width
-        columns_max(quads, flat, start, size, flat_top, state)
+        start, state = p * panel_stride, p * width
+        columns_max(quads, z, start, row_stride, size, flat_top, state)
         for b in range(width):
+            target = targets[p, b]
             mass[p, b] = 0
-            chosen[p, b] = z[p, targets[p, b], b] - top[p, b] if targets[p, b] >= 0 else 0
+            chosen[p, b] = z[start + target * row_stride + b] - top[p, b] if target >= 0 else 0
         for i in range(0, size, _SUMMED_TOGETHER):
-            exponentials(quads, flat, start + i * width, min(_SUMMED_TOGETHER, size - i), flat_top, flat_mass, state)
+            count = min(_SUMMED_TOGETHER, size - i)
+            exponentials(quads, z, start + i * row_stride, row_stride, count, flat_top, flat_mass, state)
         for b in range(width):
             factor[p, b] = scale / mass[p, b] if targets[p, b] >= 0 else 0
-        scale_rows(quads, flat, start, size, flat_factor, state)
+        scale_rows(quads, z, start, row_stride, size, flat_factor, state)
         for b in range(width):
             if targets[p, b] >= 0:
-                z[p, targets[p, b], b] -= scale
+                z[start + targets[p, b] * row_stride + b] -= scale
 
 
 def softmax_cross_entropy(logits: np.ndarray, targets: np.ndarray, scale: float) -> float:
     """Return the summed loss, and the gradient in place; see :func:`refimpl.kernels.spec.softmax_cross_entropy`."""
     z, columns = logits, targets
-    if not (z.flags.c_contiguous and z.shape[2] % QUAD == 0 and z.shape[2] * z.itemsize <= MAX_BYTES):
+    if not (z.strides[2] == z.itemsize and z.shape[2] % QUAD == 0 and z.shape[2] * z.itemsize <= MAX_BYTES):
         z = pack(logits)
         columns = pack(targets[:, None, :], fill=-1, itemsize=z.itemsize)[:, 0, :]
+    panel_stride, row_stride = z.strides[0] // z.itemsize, z.strides[1] // z.itemsize
+    extent = sum((n - 1) * stride for n, stride in zip(z.shape, z.strides, strict=True)) // z.itemsize + 1
+    flat = np.lib.stride_tricks.as_strided(z, (extent,), (z.itemsize,))  # panels of a dense decoder lie side by side
     top, mass, chosen, factor = (np.empty(columns.shape, z.dtype) for _ in range(4))
-    run(softmax, quads(z.shape[2]), z, columns, top, mass, chosen, factor, z.dtype.type(scale))
+    run(
+        softmax, quads(z.shape[2]), flat, panel_stride, row_stride, z.shape[1], columns,
+        top, mass, chosen, factor, z.dtype.type(scale),
+    )  # fmt: skip
     if z is not logits:
         logits[...] = unpack(z, logits.shape)
     counts = columns >= 0

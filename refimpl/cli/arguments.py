@@ -1,0 +1,199 @@
+"""The commands, their options and their help."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any, NoReturn
+
+from refimpl import __version__
+
+DATASETS = ("ptb", "wikitext-2", "mnist", "fashion-mnist", "cifar-10")
+FORMATS = ("torch", "scipy", "npz")
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, like all errors of the command line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with code 2."""
+        self.exit(2, f"refimpl: error: {message}; see: {self.prog} --help\n")
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Keeps the lines of descriptions and examples as they were written."""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands; ``module`` and ``function`` of its result say what to call."""
+    parser = Parser(
+        prog="refimpl",
+        formatter_class=_Help,
+        description="Sparse training of neural networks without a deep-learning framework: only the weights\n"
+        "that exist are stored, computed with and trained.",
+        epilog="The first command to try, about a minute on two cores:  refimpl train\n"
+        "Each command explains itself:  refimpl COMMAND --help",
+    )
+    parser.add_argument("--version", action="version", version=f"refimpl {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
+    for add in (_train, _recipes, _evaluate, _sample, _plot, _fetch, _info, _export, _import):
+        add(commands)
+    return parser
+
+
+def _command(commands: Any, name: str, to: str, summary: str, more: str, example: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=summary, formatter_class=_Help, description=f"{summary}.\n\n{more}", epilog=f"examples:\n{example}"
+    )
+    module, function = to.split(":")
+    parser.set_defaults(module=module, function=function)
+    return parser
+
+
+def _threads(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--threads", metavar="N", help="threads of the kernels; 0 takes all processors; the numbers do not depend on it"
+    )
+
+
+def _data(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--data", metavar="DIR", help="folder with the text: train.txt, valid.txt, test.txt, or the files of "
+        "Penn Treebank or WikiText; 'default' is the English text that Python carries"
+    )  # fmt: skip
+
+
+def _settings(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", nargs="+", default=[], dest="settings",
+        help="replace settings of the recipe, such as sparsity=0.9 or optimizer.lr=10",
+    )  # fmt: skip
+
+
+def _train(commands: Any) -> None:
+    parser = _command(
+        commands, "train", "train:train",
+        "train a model by a recipe, or go on with a run",
+        "Reads the recipe and the text, checks everything, and then makes the run's folder: config.json,\n"
+        "metrics.jsonl and checkpoints. Ends with a report: perplexity, sparsity of each weight, density of each\n"
+        "gate, operations as a fraction of dense, and the time of a sparse and a dense step.\n\n"
+        "Ctrl-C saves and stops at the end of the step. A run that was stopped, or killed at any moment, goes on\n"
+        "with --resume and comes to the same bits as one that never stopped. Kernels are compiled the first time\n"
+        "they are met and kept on disk.",
+        "  refimpl train\n"
+        "  refimpl train selfish-lstm --set sparsity=0.9 epochs=5 --seed 7 --out runs/nine-tenths\n"
+        "  refimpl train ptb-lstm-small-rigl --data data/ptb\n"
+        "  refimpl train --resume runs/nine-tenths",
+    )  # fmt: skip
+    parser.add_argument(
+        "recipe", nargs="?", metavar="RECIPE",
+        help="a name from `refimpl recipes`, or a .toml file of your own (default: selfish-lstm)",
+    )  # fmt: skip
+    _data(parser)
+    _settings(parser)
+    parser.add_argument("--seed", metavar="N", help="seed of every random draw")
+    _threads(parser)
+    parser.add_argument("--dtype", metavar="TYPE", help="float32 or float64")
+    parser.add_argument("--out", metavar="RUN", help="new folder of the run (default: runs/RECIPE-1, -2, ...)")
+    parser.add_argument("--resume", metavar="RUN", help="go on with the run in this folder")
+
+
+def _recipes(commands: Any) -> None:
+    _command(
+        commands, "recipes", "listing:recipes", "list the recipes that come with the package",
+        "A recipe is a TOML file with the settings of one experiment; one's own may extend one of these:\n"
+        '  extends = "selfish-lstm"\n  [method]\n  sparsity = 0.95',
+        "  refimpl recipes",
+    )  # fmt: skip
+
+
+def _evaluate(commands: Any) -> None:
+    parser = _command(
+        commands, "eval", "evaluate:evaluate", "print validation and test perplexity of a run's best checkpoint",
+        "The text must be the one that the run was trained on, byte for byte (its sha256 is compared).",
+        "  refimpl eval runs/selfish-lstm-1\n  refimpl eval runs/ptb-lstm-small-rigl-1 --data /corpora/ptb",
+    )  # fmt: skip
+    parser.add_argument("run", metavar="RUN", help="folder of a run")
+    _data(parser)
+    _threads(parser)
+
+
+def _sample(commands: Any) -> None:
+    parser = _command(
+        commands, "sample", "evaluate:sample", "print text that a run's best model makes up",
+        "Words are drawn one after the other from the model's probabilities, with the temperature T from\n"
+        "p^(1/T) normalised: below 1 more predictable, above 1 more adventurous, 0 always the likeliest word.\n"
+        "The end of a sentence, <eos>, is printed as a line break.",
+        '  refimpl sample runs/selfish-lstm-1\n'
+        '  refimpl sample runs/selfish-lstm-1 --words 30 --temperature 0.7 --prompt "return the"',
+    )  # fmt: skip
+    parser.add_argument("run", metavar="RUN", help="folder of a run")
+    parser.add_argument("--words", metavar="N", type=int, default=100, help="how many words to draw (default: 100)")
+    parser.add_argument("--temperature", metavar="T", type=float, default=1.0, help="0 or more (default: 1)")
+    parser.add_argument("--seed", metavar="N", type=int, default=0, help="another seed, another text (default: 0)")
+    parser.add_argument("--prompt", metavar="TEXT", default="", help="words to begin with, separated by spaces")
+
+
+def _plot(commands: Any) -> None:
+    parser = _command(
+        commands, "plot", "plot:plot", "draw loss, perplexity, gate densities and update counts of runs",
+        "Several runs come into one figure. Needs matplotlib: pip install 'refimpl[plot]'. The file's ending\n"
+        "chooses the format: png, pdf, svg.",
+        "  refimpl plot runs/selfish-lstm-1\n"
+        "  refimpl plot runs/ptb-selfish runs/ptb-static runs/ptb-dense --out comparison.pdf",
+    )  # fmt: skip
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="folders of runs")
+    parser.add_argument("--out", metavar="FILE", help="the figure (default: RUN/figure.png of the first run)")
+
+
+def _fetch(commands: Any) -> None:
+    parser = _command(
+        commands, "fetch", "listing:fetch", "download a data set, checked against its published sha256",
+        f"Data sets: {', '.join(DATASETS)}. A file with a wrong checksum is not kept, and one that is\n"
+        "already there with the right one is not downloaded again. The licences are the data sets' own.",
+        "  refimpl fetch ptb                      into data/ptb, where the recipes look for it\n"
+        "  refimpl fetch wikitext-2 --out /corpora/wikitext-2",
+    )  # fmt: skip
+    parser.add_argument("name", metavar="NAME", help=f"one of {', '.join(DATASETS)}")
+    parser.add_argument("--out", metavar="DIR", help="folder of the files (default: data/NAME)")
+    parser.add_argument("--mirror", metavar="URL", help="take the files from URL/FILE, with the same checksums")
+
+
+def _info(commands: Any) -> None:
+    _command(
+        commands, "info", "info:info", "print versions, processors, threads, BLAS, kernels, cache and extras",
+        "What to put into a report of a problem.", "  refimpl info",
+    )  # fmt: skip
+
+
+def _export(commands: Any) -> None:
+    parser = _command(
+        commands, "export", "files:export", "write a run's best model for other programs",
+        "torch  FILE.pt from torch.save: {'state_dict': dense tensors under PyTorch's names, 'masks': ...};\n"
+        "       module.load_state_dict(torch.load(FILE)['state_dict']). Needs pip install 'refimpl[crosscheck]'\n"
+        "scipy  a folder: one scipy.sparse.save_npz file for each sparse weight, the others in dense.npz\n"
+        "npz    FILE.npz: one dense array for each name, and masks/NAME for sparse weights\n"
+        "All three hold the supports, zeros that are stored included: refimpl import gives the same bits back.",
+        "  refimpl export runs/selfish-lstm-1 --to torch\n"
+        "  refimpl export runs/selfish-lstm-1 --to scipy --out weights/",
+    )  # fmt: skip
+    parser.add_argument("run", metavar="RUN", help="folder of a run")
+    parser.add_argument("--to", metavar="FORMAT", choices=FORMATS, required=True, help="torch, scipy or npz")
+    parser.add_argument("--out", metavar="FILE", help="default: RUN/model.pt, RUN/model-scipy or RUN/model.npz")
+
+
+def _import(commands: Any) -> None:
+    parser = _command(
+        commands, "import", "files:import_", "take up a model that was exported, or a state dict from elsewhere",
+        "--out FILE.npz writes the weights as a checkpoint of this package. --out RUN makes a new run from\n"
+        "them, at step 0: eval, sample and export work on it, and train --resume trains on from these weights.\n"
+        "The run's configuration is the one in the file; for files from elsewhere give --recipe. Without masks a\n"
+        "weight that has zeros becomes sparse, without those zeros.",
+        "  refimpl import model.pt --out runs/imported\n"
+        "  refimpl import theirs.pt --recipe ptb-lstm-selfish --data data/ptb --out runs/theirs\n"
+        "  refimpl import weights/ --out weights.npz",
+    )  # fmt: skip
+    parser.add_argument("file", metavar="FILE", help="a .pt or .npz file, or a folder of scipy files")
+    parser.add_argument("--out", metavar="RUN", required=True, help="new folder of a run, or a file ending in .npz")
+    parser.add_argument("--recipe", metavar="RECIPE", help="configuration of the new run")
+    _data(parser)
+    _settings(parser)

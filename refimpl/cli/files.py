@@ -1,0 +1,68 @@
+"""``refimpl export`` and ``refimpl import``."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from refimpl.cli.train import configure
+from refimpl.interchange import export_params, import_params
+from refimpl.training import checkpoint
+from refimpl.training.config import Config, load_recipe
+from refimpl.training.run_folder import RunFolder
+from refimpl.training.start import open_corpus, start, vocabulary_of
+
+DEFAULT_NAMES = {"torch": "model.pt", "scipy": "model-scipy", "npz": "model.npz"}
+
+
+def export(arguments: argparse.Namespace) -> int:
+    """Write the best checkpoint's parameters in another format."""
+    folder = RunFolder.open(arguments.run)
+    params, _ = checkpoint.unpack_params(folder.best().arrays)
+    out = Path(arguments.run, DEFAULT_NAMES[arguments.to]) if arguments.out is None else Path(arguments.out)
+    if out.exists():
+        raise ValueError(f"{str(out)!r} is there already; give another name with --out, or remove it")
+    meta = {"config": folder.config.to_dict(), "vocabulary": " ".join(vocabulary_of(folder))}
+    aliases = {"decoder.weight": "encoder.weight"} if folder.config.model.tied else {}
+    print(export_params(params, out, arguments.to, meta, aliases))
+    return 0
+
+
+def import_(arguments: argparse.Namespace) -> int:
+    """Take up parameters as a checkpoint of their own, or as a new run at step 0."""
+    out = Path(arguments.out)
+    if out.suffix == ".npz":
+        if out.exists():
+            raise ValueError(f"{str(out)!r} is there already; give another name, or remove it")
+        found = import_params(arguments.file)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        checkpoint.save(out, checkpoint.pack_params(found.params, {}), found.meta)
+        print(out)
+        return 0
+    RunFolder.check_new(out)
+    found = import_params(arguments.file)
+    config = _config(arguments, found.meta)
+    corpus = open_corpus(config)
+    words = found.meta.get("vocabulary")
+    if words is not None and tuple(words.split(" ")) != corpus.vocabulary:
+        raise ValueError(
+            f"the model in {arguments.file!r} was trained on other words than those of the text {corpus.name!r}; "
+            f"give the text that it was trained on with --data"
+        )
+    start(config, out, corpus, params=found.params).close()
+    print(f"{out}: a run at step 0; refimpl eval, sample and export work on it")
+    print(f"to train on from these weights: refimpl train --resume {out}")
+    return 0
+
+
+def _config(arguments: argparse.Namespace, meta: Mapping[str, Any]) -> Config:
+    """Return the configuration of the new run: the recipe's that is named, or the one in the file."""
+    if arguments.recipe is not None:
+        return configure(load_recipe(arguments.recipe), arguments)
+    if "config" not in meta:
+        raise ValueError(
+            f"{arguments.file!r} does not say how its model was made; give --recipe, with --set for sizes that differ"
+        )
+    return configure(Config.from_dict(meta["config"]), arguments)

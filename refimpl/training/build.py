@@ -1,0 +1,117 @@
+"""From a configuration to the objects that it names."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+from refimpl.methods import (
+    SET,
+    Allocation,
+    BaseMethod,
+    Conventions,
+    Dense,
+    RigL,
+    Selfish,
+    Static,
+    TopKAST,
+    density_from_sparsity,
+    profile,
+)
+from refimpl.methods.schedule import Cosine as CosineFraction
+from refimpl.models.language_model import LanguageModel
+from refimpl.optim import (
+    SGD,
+    Constant,
+    Cosine,
+    EpochDecay,
+    LeakingASGD,
+    LinearWarmup,
+    Optimizer,
+    StepDecay,
+    make_optimizer,
+)
+from refimpl.training.config import Config
+
+AnyOptimizer = Optimizer | LeakingASGD
+LearningRate = Callable[[int, int], float]
+"""Learning rate as a function of the steps and the epochs that are done."""
+
+
+def make_model(config: Config, vocabulary: int) -> LanguageModel:
+    """Return the model of a configuration."""
+    options = {f.name: getattr(config.model, f.name) for f in dataclasses.fields(config.model) if f.name != "name"}
+    return LanguageModel(vocabulary, **options)
+
+
+def make_conventions(config: Config) -> Conventions:
+    """Return the profile that is named, with the single choices that replace its own."""
+    chosen = profile(config.method.conventions)
+    known = [f.name for f in dataclasses.fields(Conventions)]
+    for name in config.method.convention:
+        if name not in known:
+            raise ValueError(f"there is no convention {name!r}; there are {', '.join(known)}")
+    return dataclasses.replace(chosen, **config.method.convention)  # type: ignore[arg-type]
+
+
+def make_method(config: Config, total_steps: int) -> BaseMethod:
+    """Return the method of a configuration, for a run of ``total_steps`` training steps."""
+    options, conventions = config.method, make_conventions(config)
+    if options.name == "dense":
+        return Dense(conventions)
+    density = density_from_sparsity(options.sparsity)
+    allocation = Allocation(density, options.allocation)
+    cosine = CosineFraction(options.drop_fraction, max(total_steps, 1), options.drop_fraction_floor)
+    end = max(1, round(options.end_fraction * total_steps))
+    match options.name:
+        case "static":
+            return Static(allocation, conventions)
+        case "set":
+            return SET(allocation, cosine, conventions=conventions)
+        case "selfish":
+            return Selfish(allocation, cosine, conventions=conventions)
+        case "rigl":
+            return RigL(allocation, options.drop_fraction, interval=options.interval, end_step=end, conventions=conventions)
+        case "topkast":
+            exploration = options.sparsity - options.backward_sparsity
+            return TopKAST(allocation, exploration=exploration, refresh=options.refresh, conventions=conventions)
+
+
+def make_optimizers(config: Config) -> tuple[AnyOptimizer, AnyOptimizer | None]:
+    """Return the optimizer to begin with, and the averaging one that the non-monotonic trigger starts, if any."""
+    options, conventions = config.optimizer, make_conventions(config)
+    regrown = "keep" if conventions.regrow == "keep" else "reset"
+    decay = {"weight_decay": options.weight_decay}
+    momentum = {"momentum": options.momentum, "dampening": options.dampening, "nesterov": options.nesterov}
+    match options.name:
+        case "adam" | "adamw":
+            return make_optimizer(options.name, betas=options.betas, eps=options.eps, regrown=regrown, **decay), None
+        case "asgd":
+            shape = {"lambd": options.lambd, "alpha": options.alpha, "t0": options.t0}
+            return make_optimizer("asgd", regrown=regrown, **shape, **decay), None
+        case "sgd":
+            return SGD(**momentum, regrown=regrown, **decay), None
+        case "nt-asgd":
+            averaging = make_optimizer("nt-asgd-leaking", **decay) if options.leak else make_optimizer("nt-asgd", regrown=regrown, **decay)
+        case "snt-asgd":
+            averaging = make_optimizer("snt-asgd", first_iterate=conventions.average_first, regrown=regrown, **decay)
+    return SGD(**momentum, regrown=regrown, **decay), averaging
+
+
+def make_learning_rate(config: Config, steps_per_epoch: int, total_steps: int) -> LearningRate:
+    """Return the learning rate as a function of the steps and epochs done."""
+    options = config.optimizer
+    warmup = options.warmup
+    match options.schedule:
+        case "epoch-decay":
+            by_epoch = EpochDecay(options.lr, options.decay, options.decay_start)
+            return lambda step, epoch: by_epoch(epoch) * (min(1.0, (step + 1) / warmup) if warmup else 1.0)
+        case "step-decay":
+            by_step = StepDecay(options.lr, options.decay, tuple(range(options.decay_steps, total_steps, options.decay_steps)))
+        case "cosine":
+            by_step = Cosine(options.lr, options.lr_min, max(total_steps, 1))
+        case "constant":
+            by_step = Constant(options.lr)
+    if warmup:
+        by_step = LinearWarmup(warmup, by_step)
+    return lambda step, epoch: by_step(step)

@@ -1,0 +1,321 @@
+"""The training loop: epochs of windows, validation, trigger, exchange, metrics, checkpoints.
+
+A run that was stopped at any moment, by Ctrl-C, by a kill or by a power cut, resumes from its last checkpoint and comes to the same bits as one that
+never stopped.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import numpy as np
+
+from refimpl.datasets import Corpus, batchify, load_default_corpus, load_text_folder, windows
+from refimpl.kernels import threads
+from refimpl.layers.lstm import State as LSTMState
+from refimpl.optim import triggered
+from refimpl.training import checkpoint
+from refimpl.training.build import make_learning_rate, make_method, make_model, make_optimizers
+from refimpl.training.config import Config
+from refimpl.training.evaluate import mean_loss, perplexity
+from refimpl.training.metrics import MetricsWriter
+from refimpl.training.run_folder import RunFolder
+from refimpl.training.trainer import NonFiniteLossError, State, StepResult, Trainer
+from refimpl.weights import Exchange, SparseWeight, density_of
+
+log = logging.getLogger(__name__)
+
+STEPS_BETWEEN_RECORDS = 20
+
+
+class Observer:
+    """Watches a run; by default it does nothing."""
+
+    def started(self, run: Run) -> None:
+        """The run is about to take its first step, or the first after a resume."""
+
+    def stepped(self, run: Run, result: StepResult) -> None:
+        """A training step was taken."""
+
+    def evaluated(self, run: Run, record: dict[str, Any]) -> None:
+        """An epoch has ended; ``record`` is what the metrics file gets."""
+
+    def finished(self, run: Run) -> None:
+        """The run has come to its end, or was asked to stop."""
+
+
+def load_corpus(config: Config) -> Corpus:
+    """Return the corpus of a configuration."""
+    return load_default_corpus() if config.data.corpus == "default" else load_text_folder(config.data.corpus)
+
+
+class Run:
+    """A run: a configuration, a corpus and a state that moves, with or without a folder.
+
+    Parameters
+    ----------
+    config : Config
+    corpus : Corpus, optional
+        By default the one that the configuration names.
+    folder : RunFolder, optional
+        Where metrics and checkpoints go; without it nothing is written. If it holds checkpoints, the run goes on from the newest.
+
+    Raises
+    ------
+    ValueError
+        If the corpus is shorter than one batch or window, the method does not fit the model, or the folder's data or checkpoint belong to another run.
+    """
+
+    def __init__(self, config: Config, corpus: Corpus | None = None, folder: RunFolder | None = None) -> None:
+        self.config = config
+        self.corpus = load_corpus(config) if corpus is None else corpus
+        self.folder: RunFolder | None = None
+        options = config.training
+        self.windows = windows(batchify(self.corpus.train, options.batch_size), options.bptt)
+        for name, text in (("validation", self.corpus.valid), ("test", self.corpus.test)):
+            columns = config.data.eval_batch_size
+            if text.size < 2 * columns:  # each column predicts all its tokens but the first
+                raise ValueError(
+                    f"the {name} text has {text.size} tokens, too few for data.eval_batch_size = {columns}; "
+                    f"choose half as many columns as there are tokens at most, or give a longer text"
+                )
+        self.steps_per_epoch = len(self.windows)
+        whole = options.epochs * self.steps_per_epoch
+        self.total_steps = min(whole, options.max_steps) if options.max_steps else whole
+        model = make_model(config, self.corpus.vocabulary_size)
+        optimizer, averaging = make_optimizers(config)
+        self.trainer = Trainer.begin(
+            model,
+            make_method(config, self.total_steps),
+            optimizer,
+            make_learning_rate(config, self.steps_per_epoch, self.total_steps),
+            batch=options.batch_size,
+            dtype=np.dtype(config.dtype),
+            seed=config.seed,
+            averaging=averaging,
+            clip=config.optimizer.clip,
+        )
+        self.seconds = 0.0  # spent in training steps by this process
+        self.tokens = 0  # trained on by this process
+        self.stop_asked = False
+        self._metrics: MetricsWriter | None = None
+        self._saved_step = -1
+        if folder is not None:
+            self.attach(folder)
+
+    def attach(self, folder: RunFolder) -> None:
+        """Write metrics and checkpoints into ``folder`` from now on; if it holds checkpoints, go on from the newest.
+
+        So a run can be built, and all that is wrong with it be found, before a folder is made for it.
+
+        Raises
+        ------
+        ValueError
+            If the folder's data or checkpoint belong to another run, or all its checkpoints are damaged.
+        """
+        folder.check_data(self.corpus.sha256)
+        self.folder = folder
+        self._resume(folder)
+
+    @property
+    def state(self) -> State:
+        """The state that moves."""
+        return self.trainer.state
+
+    @property
+    def done(self) -> bool:
+        """Whether the last step has been taken."""
+        return self.state.step >= self.total_steps
+
+    def train(self, observer: Observer | None = None) -> Literal["finished", "stopped"]:
+        """Train to the end, or until :attr:`stop_asked` is set.
+
+        Raises
+        ------
+        NonFiniteLossError
+            If the loss became infinite or NaN; the state of before is saved as ``checkpoints/not-finite.npz``.
+        """
+        observer = observer or Observer()
+        if self.config.training.threads:
+            threads.set_count(self.config.training.threads)
+        with threads.one_blas_thread():
+            observer.started(self)
+            while not self.done and not self.stop_asked:
+                self._train_window(observer)
+                ended = self.state.window == self.steps_per_epoch or self.done
+                if ended:
+                    self._end_epoch(observer)
+                every = self.config.training.checkpoint_every
+                if ended or (every and self.state.step % every == 0):
+                    self._save()
+            if self.stop_asked and self._saved_step != self.state.step:
+                self._save()
+            observer.finished(self)
+        return "finished" if self.done else "stopped"
+
+    def _train_window(self, observer: Observer) -> None:
+        inputs, targets = self.windows[self.state.window]
+        start = time.perf_counter()
+        try:
+            result = self.trainer.step(inputs, targets)
+        except NonFiniteLossError as error:
+            where = self._save_not_finite()
+            raise NonFiniteLossError(f"{error}{where}") from None
+        self.seconds += time.perf_counter() - start
+        self.tokens += inputs.size
+        step = self.state.step
+        if step % STEPS_BETWEEN_RECORDS == 0:
+            record = {"kind": "step", "step": step, "loss": result.loss, "grad_norm": result.grad_norm, "lr": self._lr()}
+            self._record(record)
+        if result.exchanges:
+            self._record({"kind": "exchange", "step": step, "weights": exchange_counts(result.exchanges)})
+        observer.stepped(self, result)
+
+    def _end_epoch(self, observer: Observer) -> None:
+        trainer, state, options = self.trainer, self.state, self.config.optimizer
+        evaluated = trainer.evaluated()
+        loss = mean_loss(trainer.model, evaluated, self.corpus.valid, self.config.data.eval_batch_size)
+        if loss < state.best:
+            state.best = loss
+            self._save_best(evaluated, loss)
+        fires = not state.averaging and trainer.averaging_optimizer is not None and triggered(state.history, loss, options.nonmono)
+        record = {
+            "kind": "epoch",
+            "epoch": state.epoch + 1,
+            "step": state.step,
+            "train_loss": state.loss_sum / max(state.loss_count, 1),
+            "valid_loss": loss,
+            "valid_perplexity": perplexity(loss),
+            "lr": self._lr(),
+            "averaging": state.averaging,
+            "trigger": fires,
+            "flops": state.flops,
+            "density": {name: density_of(w) for name, w in trainer.method.view(state.params).items() if trainer.specs[name].prunable},
+            "gate_density": self.gate_densities(),
+        }
+        if fires:
+            trainer.start_averaging()
+        elif not state.averaging:
+            state.history.append(loss)
+        exchanges = trainer.end_epoch(triggered=fires)
+        record["exchanged"] = exchange_counts(exchanges)
+        self._record({**record, "seconds": self.seconds, "tokens_per_second": self.tokens / max(self.seconds, 1e-9)})
+        observer.evaluated(self, record)
+
+    def gate_densities(self) -> dict[str, dict[str, float]]:
+        """Return the density of each named block of rows (the gates) of each sparse weight."""
+        found: dict[str, dict[str, float]] = {}
+        for name, weight in self.trainer.method.view(self.state.params).items():
+            blocks = self.trainer.specs[name].blocks
+            if blocks and isinstance(weight, SparseWeight):
+                counts, columns = weight.support.row_counts, weight.support.matrix_shape[1]
+                found[name] = {gate: float(counts[rows].mean() / columns) for gate, rows in blocks.items()}
+        return found
+
+    def _lr(self) -> float:
+        return self.trainer.learning_rate(self.state.step - 1, self.state.epoch)  # of the step just taken
+
+    # --- files ------------------------------------------------------------------------------------------------------------------
+
+    def _record(self, record: dict[str, Any]) -> None:
+        if self.folder is not None:
+            if self._metrics is None:
+                self._metrics = MetricsWriter(self.folder.metrics_path)
+            self._metrics.append(record)
+
+    def _save(self) -> None:
+        if self.folder is not None:
+            if self._metrics is None:
+                self._metrics = MetricsWriter(self.folder.metrics_path)
+            self._metrics.sync()
+            arrays, meta = pack(self.trainer)
+            self.folder.save(self.state.step, arrays, {**meta, "metrics_length": self._metrics.length})
+            self._saved_step = self.state.step
+
+    def _save_best(self, evaluated: dict[str, Any], loss: float) -> None:
+        if self.folder is not None:
+            self.folder.save_best(self.state.step, checkpoint.pack_params(evaluated, {}), {"valid_loss": loss, "epoch": self.state.epoch + 1})
+
+    def _save_not_finite(self) -> str:
+        if self.folder is None:
+            return ""
+        path = self.folder.checkpoints_path / "not-finite.npz"
+        path.parent.mkdir(exist_ok=True)
+        checkpoint.save(path, *pack(self.trainer))
+        return f"; the state is in {str(path)!r}"
+
+    def _resume(self, folder: RunFolder) -> None:
+        found = folder.latest_valid()
+        self._metrics = MetricsWriter(folder.metrics_path)
+        if found is None:
+            self._metrics.truncate(0)
+            return
+        unpack(self.trainer, found.arrays, found.meta)
+        self._saved_step = self.state.step
+        self._metrics.truncate(found.meta["metrics_length"])
+
+    def close(self) -> None:
+        """Close the metrics file and give back the folder's lock."""
+        if self._metrics is not None:
+            self._metrics.close()
+        if self.folder is not None:
+            self.folder.close()
+
+
+def exchange_counts(exchanges: dict[str, Exchange]) -> dict[str, dict[str, int]]:
+    """Return how many entries of each weight were dropped, grown, and of these grown back."""
+    return {
+        name: {"dropped": len(e.dropped), "grown": len(e.grown), "regrown": len(e.regrown)} for name, e in exchanges.items()
+    }
+
+
+_COUNTERS = ("step", "epoch", "window", "averaging", "updates", "history", "best", "loss_sum", "loss_count", "flops")
+
+
+def pack(trainer: Trainer) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Return a trainer's state as named arrays and a small dictionary."""
+    state = trainer.state
+    arrays = checkpoint.pack_params(state.params, state.slots)
+    for k, carried in enumerate(state.carried):
+        arrays[f"carried/{k}/h"], arrays[f"carried/{k}/c"] = carried
+    arrays |= {f"method/{name}": array for name, array in trainer.method.state_arrays().items()}
+    return arrays, {"state": {key: getattr(state, key) for key in _COUNTERS}, "method": trainer.method.state_dict()}
+
+
+def unpack(trainer: Trainer, arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
+    """Put what :func:`pack` returned into a trainer."""
+    state = trainer.state
+    state.params, state.slots = checkpoint.unpack_params(arrays)  # type: ignore[assignment]
+    state.carried = [LSTMState(arrays[f"carried/{k}/h"], arrays[f"carried/{k}/c"]) for k in range(len(state.carried))]
+    for key in _COUNTERS:
+        setattr(state, key, meta["state"][key])
+    prefix = "method/"
+    trainer.method.load_state_dict(
+        meta["method"], {key.removeprefix(prefix): a for key, a in arrays.items() if key.startswith(prefix)}
+    )
+
+
+@contextmanager
+def stopping_on_signals(run: Run) -> Iterator[None]:
+    """Let Ctrl-C and a polite kill end the run at the next step boundary; a second Ctrl-C ends it at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ask(number: int, frame: Any) -> None:
+        if run.stop_asked:
+            raise KeyboardInterrupt
+        run.stop_asked = True
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,164 @@
+"""Starting a run in a new folder, and going on with one: everything that can be wrong is found first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from refimpl.datasets import CATALOGUE, Corpus
+from refimpl.training.adopt import begin_with
+from refimpl.training.config import FREE_TO_CHANGE, Config, differences, override
+from refimpl.training.loop import Run, load_corpus
+from refimpl.training.run_folder import RunFolder
+from refimpl.weights import Params
+
+ATTEMPTS = 10_000
+"""How many numbered folder names are tried."""
+
+
+def start(
+    config: Config, out: str | Path | Callable[[], Path], corpus: Corpus | None = None, params: Params | None = None
+) -> Run:
+    """Begin a run in a new folder.
+
+    The model is built before the folder is made, so that a run that fails its checks leaves nothing behind.
+
+    Parameters
+    ----------
+    config : Config
+        Of the run.
+    out : path-like, or callable
+        A folder that is new or empty; it and its parents are made. A function such as `free_folder` is asked when all
+        else is ready, and again if another process has taken the folder in the meantime.
+    corpus : Corpus, optional
+        By default the one that the configuration names.
+    params : dict of str to Weight, optional
+        Weights to begin with, in place of random ones; they count as the best ones until training finds better ones.
+
+    Returns
+    -------
+    Run
+        At step 0, holding the folder's lock; ``run.train()`` trains it, ``run.close()`` gives the lock back.
+
+    Raises
+    ------
+    ValueError, FileNotFoundError
+        As `RunFolder.check_new`, `open_corpus`, `Run` and `begin_with` do.
+    OSError
+        If the folder cannot be written.
+    """
+    if not callable(out):
+        RunFolder.check_new(out)
+    corpus = open_corpus(config) if corpus is None else corpus
+    run = Run(config, corpus)
+    if params is not None:
+        begin_with(run, params)
+    folder = _create(config, out, facts_of(corpus))
+    try:
+        run.attach(folder)
+        if params is not None:
+            run._save_best(params, run.state.best)
+            run._save()
+    except BaseException:
+        folder.close()
+        raise
+    return run
+
+
+def resume(path: str | Path, changes: Iterable[str] = (), corpus: Corpus | None = None) -> Run:
+    """Go on with the run of a folder, from its newest checkpoint that can be read.
+
+    Parameters
+    ----------
+    path : path-like
+        The run's folder.
+    changes : iterable of str
+        Settings ``"key=value"`` among those that leave the run's numbers alone, `FREE_TO_CHANGE`.
+    corpus : Corpus, optional
+        By default the one that the configuration names; its sha256 must be the run's.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no run in the folder, or its corpus is gone.
+    ValueError
+        If a change is not allowed, another process writes there, or the data or the checkpoints are not the
+        run's.
+    """
+    folder = RunFolder.open(path, write=True)
+    try:
+        config = override(folder.config, changes)
+        refused = differences(folder.config, config)
+        if refused:
+            listed = ", ".join(f"{key} (from {a!r} to {b!r})" for key, (a, b) in refused.items())
+            raise ValueError(
+                f"a resumed run cannot change {listed}; only {', '.join(sorted(FREE_TO_CHANGE))} may change, "
+                f"so start a new run for it"
+            )
+        folder.config = config
+        return Run(config, open_corpus(config) if corpus is None else corpus, folder)
+    except BaseException:
+        folder.close()
+        raise
+
+
+def _create(config: Config, out: str | Path | Callable[[], Path], facts: dict[str, Any]) -> RunFolder:
+    if not callable(out):
+        return RunFolder.create(out, config, facts)
+    for _ in range(ATTEMPTS):
+        path = out()
+        try:
+            return RunFolder.create(path, config, facts)
+        except ValueError:
+            if not path.exists():
+                raise
+    raise ValueError("other processes have taken every folder that was tried; give a folder's name")
+
+
+def free_folder(recipe: str, parent: Path | None = None) -> Path:
+    """Return the first of ``runs/<recipe>-1``, ``runs/<recipe>-2``, … that is not there yet."""
+    parent = Path("runs") if parent is None else parent
+    name = Path(recipe).name.removesuffix(".toml")
+    for k in range(1, ATTEMPTS):
+        path = parent / f"{name}-{k}"
+        if not path.exists():
+            return path
+    raise ValueError(f"all of {name}-1 to {name}-{ATTEMPTS - 1} exist in {str(parent)!r}; give a folder's name")
+
+
+def open_corpus(config: Config) -> Corpus:
+    """Load the corpus of a configuration; if it is absent and can be downloaded, the error says how.
+
+    Raises
+    ------
+    ValueError, FileNotFoundError
+        As `refimpl.datasets.load_text_folder` does.
+    """
+    path = Path(config.data.corpus)
+    if config.data.corpus != "default" and not path.exists() and path.name in CATALOGUE:
+        raise FileNotFoundError(
+            f"there is no folder {str(path)!r}; `refimpl fetch {path.name} --out {path}` downloads that text, "
+            f"and --data DIR takes it from another folder"
+        )
+    return load_corpus(config)
+
+
+def facts_of(corpus: Corpus) -> dict[str, Any]:
+    """Return what ``config.json`` says of a corpus; with the vocabulary the model can be used without the text.
+
+    No word has a space in it, so the vocabulary is one text with a space between words.
+    """
+    return {
+        "name": corpus.name,
+        "sha256": corpus.sha256,
+        "tokens": {"train": corpus.train.size, "valid": corpus.valid.size, "test": corpus.test.size},
+        "vocabulary_size": corpus.vocabulary_size,
+        "vocabulary": " ".join(corpus.vocabulary),
+    }
+
+
+def vocabulary_of(folder: RunFolder) -> tuple[str, ...]:
+    """Return the words of a run's model, in the order of its embedding's rows."""
+    words = folder.facts.get("data", {}).get("vocabulary")
+    return tuple(words.split(" ")) if words else open_corpus(folder.config).vocabulary

@@ -1,0 +1,323 @@
+"""One training step, one exchange, and what is evaluated: the state of a run and what moves it.
+
+A step is: gradient, clip, optimizer, exchange if due. At the end of an epoch the loop validates, asks the trigger, exchanges, and saves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from refimpl.methods import BaseMethod
+from refimpl.models.language_model import LanguageModel, States
+from refimpl.optim import LeakingASGD, clip_scale, global_norm, squared_norm
+from refimpl.optim.base import Slots
+from refimpl.rng import Draws
+from refimpl.training import flops
+from refimpl.training.build import AnyOptimizer, LearningRate
+from refimpl.weights import Exchange, Gradient, Grads, Params, SparseWeight, Support, values_of
+
+
+@dataclass
+class State:
+    """Everything that a run carries from step to step; a checkpoint is this and nothing else.
+
+    Attributes
+    ----------
+    params, slots : dict
+        The trained numbers, and what the optimizer remembers of each parameter.
+    carried : list of lstm.State
+        Hidden state of the training text.
+    step, epoch, window : int
+        Training steps done, epochs done, and windows done of the current epoch.
+    averaging : bool
+        Whether the trigger has started the averaging optimizer.
+    updates : int
+        Steps of the optimizer that is active.
+    history : list of float
+        Validation losses of the epochs before averaging.
+    best : float
+        Lowest validation loss so far.
+    loss_sum, loss_count : float, int
+        Training losses of the current epoch, weighted by predicted tokens.
+    flops : float
+        Operations executed so far.
+    """
+
+    params: Params
+    slots: dict[str, Slots]
+    carried: States
+    step: int = 0
+    epoch: int = 0
+    window: int = 0
+    averaging: bool = False
+    updates: int = 0
+    history: list[float] = field(default_factory=list)
+    best: float = float("inf")
+    loss_sum: float = 0.0
+    loss_count: int = 0
+    flops: float = 0.0
+
+
+class StepResult(NamedTuple):
+    """What one training step reports."""
+
+    loss: float
+    grad_norm: float  # before clipping; NaN where it was not needed
+    exchanges: dict[str, Exchange]
+
+
+class NonFiniteLossError(ArithmeticError):
+    """The loss became infinite or NaN."""
+
+
+class Trainer:
+    """Moves a state: a model, a method and an optimizer, none of which knows the others.
+
+    Parameters
+    ----------
+    model : LanguageModel
+    method : BaseMethod
+    optimizer : Optimizer
+        To begin with.
+    averaging : Optimizer, optional
+        The one that :meth:`start_averaging` switches to.
+    learning_rate : callable
+        Of the steps and epochs done.
+    clip : float
+        Largest global norm of the gradient; 0 does not clip.
+    seed : int
+        Of all draws.
+    state : State
+        Moved in place.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        method: BaseMethod,
+        optimizer: AnyOptimizer,
+        learning_rate: LearningRate,
+        state: State,
+        *,
+        averaging: AnyOptimizer | None = None,
+        clip: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        self.model = model
+        self.method = method
+        self.first_optimizer = optimizer
+        self.averaging_optimizer = averaging
+        self.learning_rate = learning_rate
+        self.state = state
+        self.clip = clip
+        self.seed = seed
+        self.specs = model.specs()
+
+    @classmethod
+    def begin(
+        cls, model: LanguageModel, method: BaseMethod, optimizer: AnyOptimizer, learning_rate: LearningRate,
+        *, batch: int, dtype: Any, seed: int, **options: Any,
+    ) -> Trainer:  # fmt: skip
+        """Return a trainer at step 0: supports chosen, values drawn, slots empty."""
+        params = model.init(seed, dtype, method.supports(model.specs(), seed=seed))
+        state = State(params, {}, model.zero_states(batch, dtype))
+        trainer = cls(model, method, optimizer, learning_rate, state, seed=seed, **options)
+        trainer.fresh_slots()
+        return trainer
+
+    @property
+    def optimizer(self) -> AnyOptimizer:
+        """The optimizer that is active."""
+        if self.state.averaging:
+            assert self.averaging_optimizer is not None
+            return self.averaging_optimizer
+        return self.first_optimizer
+
+    def step(self, tokens: np.ndarray, targets: np.ndarray) -> StepResult:
+        """Take one training step on a window (T, B).
+
+        Raises
+        ------
+        NonFiniteLossError
+            If the loss is not finite; the parameters are then still those before the step.
+        """
+        state, method = self.state, self.method
+        number = state.step + 1
+        seen = method.view(state.params)
+        loss, grads, carried = self.model.loss_and_grads(seen, tokens, targets, state.carried, Draws(self.seed, number))
+        if not np.isfinite(loss):
+            raise NonFiniteLossError(self._where_not_finite(loss, number))
+        exchanges: dict[str, Exchange] = {}
+        norm = float("nan")
+        used, graded = self.used(), self.graded()
+        state.flops += flops.step(self.specs, used, graded, tokens.size)
+        state.flops += flops.dense_gradient(self.specs, self._graded_everywhere(number, graded), graded, tokens.size)
+        if not method.replaces_step(number):
+            norm = self._update(grads)
+        if method.exchange_due(step=number, epoch_end=False):
+            promises = {name: g for name, g in grads.items() if not isinstance(g, np.ndarray)}
+            exchanges = self._exchange(number, promises)
+        state.step = number
+        state.window += 1
+        state.carried = carried
+        state.loss_sum += loss * tokens.size
+        state.loss_count += tokens.size
+        return StepResult(loss, norm, exchanges)
+
+    def end_epoch(self, *, triggered: bool) -> dict[str, Exchange]:
+        """Exchange, if the method does so between epochs, and begin the next epoch."""
+        state = self.state
+        exchanges = {}
+        if self.method.exchange_due(step=state.step, epoch_end=True, asgd_triggered=triggered):
+            exchanges = self._exchange(state.step, None)
+        state.epoch += 1
+        state.window = 0
+        state.loss_sum, state.loss_count = 0.0, 0
+        first = state.carried[0].h
+        state.carried = self.model.zero_states(first.shape[1], first.dtype)
+        return exchanges
+
+    def start_averaging(self) -> None:
+        """Switch to the averaging optimizer, with fresh slots."""
+        self.state.averaging = True
+        self.state.updates = 0
+        self.fresh_slots()
+
+    def evaluated(self) -> Params:
+        """Return the parameters to evaluate with: averages where there are any, restricted to the forward set."""
+        averaged: Params = {}
+        for name, weight in self.state.params.items():
+            slots = self.state.slots[name]
+            values = self._optimizer_of(weight).averaged(values_of(weight), slots)
+            if isinstance(weight, SparseWeight) and values.shape == weight.values.shape:
+                averaged[name] = SparseWeight(weight.support, values)
+            else:
+                averaged[name] = values  # a leaking average is dense
+        return self.method.view(averaged)
+
+    def used(self) -> dict[str, int]:
+        """Return |A| of each weight."""
+        seen = self.method.view(self.state.params)
+        return {name: values_of(seen[name]).size for name, spec in self.specs.items() if spec.kind not in ("bias", "norm")}
+
+    def graded(self) -> dict[str, int]:
+        """Return |B| of each weight."""
+        counts = {}
+        for name in self.used():
+            support = self.method.gradient_support(name, self.state.params)
+            counts[name] = values_of(self.state.params[name]).size if support is None else support.nnz
+        return counts
+
+    # ----------------------------------------------------------------------------------------------------------------------------
+
+    def _graded_everywhere(self, number: int, graded: dict[str, int]) -> list[str]:
+        """Return the weights whose gradient a step evaluates beyond B: for growth, a dense norm, or an average that leaks."""
+        method, updates = self.method, not self.method.replaces_step(number)
+        if updates and self.clip and method.conventions.clip_norm == "dense":
+            return list(graded)
+        if method.needs_gradient(number) or (updates and isinstance(self.optimizer, LeakingASGD)):
+            return [name for name in graded if isinstance(self.state.params[name], SparseWeight)]
+        return []
+
+    def _optimizer_of(self, weight: object) -> AnyOptimizer:
+        """A leaking optimizer has nothing to leak into where a parameter is dense."""
+        if isinstance(self.optimizer, LeakingASGD) and not isinstance(weight, SparseWeight):
+            return self.optimizer.on_dense_arrays
+        return self.optimizer
+
+    def fresh_slots(self) -> None:
+        """Let the active optimizer begin anew."""
+        for name, weight in self.state.params.items():
+            optimizer = self._optimizer_of(weight)
+            if isinstance(optimizer, LeakingASGD):
+                assert isinstance(weight, SparseWeight)
+                self.state.slots[name] = optimizer.init(weight.values, weight.support)
+            else:
+                self.state.slots[name] = optimizer.init(values_of(weight))
+
+    def _update(self, grads: Grads) -> float:
+        """Evaluate the gradients on B, clip them together, and let the optimizer move the values; return the norm."""
+        state = self.state
+        evaluated: dict[str, np.ndarray] = {}
+        supports: dict[str, Support] = {}
+        for name, weight in state.params.items():
+            gradient = grads[name]
+            support = self.method.gradient_support(name, state.params)
+            if support is not None:
+                supports[name] = support
+            evaluated[name] = _evaluate(gradient, weight, support)
+            extra = self.method.extra_gradient(name, state.params)
+            if extra is not None:
+                evaluated[name] = evaluated[name] + extra
+        scale, norm = 1.0, float("nan")
+        if self.clip:
+            norm = global_norm(self._squared(grads[name], evaluated[name]) for name in evaluated)
+            scale = clip_scale(norm, self.clip)
+        state.updates += 1
+        lr = self.learning_rate(state.step, state.epoch)
+        for name, gradient in evaluated.items():
+            if scale != 1.0:
+                gradient = gradient * gradient.dtype.type(scale)
+            self._update_one(name, gradient, supports.get(name), lr, grads[name], scale)
+        return norm
+
+    def _squared(self, promise: np.ndarray | Gradient, evaluated: np.ndarray) -> float:
+        if self.method.conventions.clip_norm == "dense" and not isinstance(promise, np.ndarray):
+            return sum(squared_norm(block) for _, block in promise.blocks())
+        return squared_norm(evaluated)
+
+    def _update_one(
+        self, name: str, gradient: np.ndarray, support: Support | None, lr: float, promise: np.ndarray | Gradient, scale: float
+    ) -> None:
+        state = self.state
+        weight, slots = state.params[name], state.slots[name]
+        optimizer, values = self._optimizer_of(weight), values_of(weight)
+        if isinstance(optimizer, LeakingASGD):
+            assert isinstance(weight, SparseWeight) and not isinstance(promise, np.ndarray)
+            whole = promise.dense()
+            whole *= whole.dtype.type(scale)
+            optimizer.update(values, gradient, slots, lr=lr, step=state.updates, support=weight.support, dense_grad=whole)
+        elif support is None:
+            optimizer.update(values, gradient, slots, lr=lr, step=state.updates)
+        else:  # B is a part of what is stored: the rest must not move, neither by momentum nor by decay
+            flat = support.flat
+            part = {slot: array.reshape(-1)[flat] for slot, array in slots.items()}
+            moved = values.reshape(-1)[flat]
+            optimizer.update(moved, gradient, part, lr=lr, step=state.updates)
+            values.reshape(-1)[flat] = moved
+            for slot, array in part.items():
+                slots[slot].reshape(-1)[flat] = array
+
+    def _exchange(self, number: int, gradients: dict[str, Gradient] | None) -> dict[str, Exchange]:
+        state = self.state
+        exchanges = self.method.exchange(state.params, step=number, seed=self.seed, gradients=gradients)
+        rules = self.optimizer.carry_rules
+        for name, exchange in exchanges.items():
+            weight = state.params[name]
+            assert isinstance(weight, SparseWeight)
+            values = exchange.carry(weight.values, self.method.conventions.value_rule)
+            state.params[name] = SparseWeight(exchange.new, values)
+            for slot, rule in rules.items():
+                state.slots[name][slot] = exchange.carry(state.slots[name][slot], rule)
+        return exchanges
+
+    def _where_not_finite(self, loss: float, number: int) -> str:
+        broken = [name for name, w in self.state.params.items() if not np.isfinite(values_of(w)).all()]
+        if broken:
+            where = f"{broken[0]} was the first tensor with a value that is not finite"
+        elif not all(np.isfinite(s.h).all() and np.isfinite(s.c).all() for s in self.state.carried):
+            where = "the hidden state carried into the window is not finite"
+        else:
+            where = "all parameters are still finite, so the activations overflowed"
+        return f"the loss is {loss} at step {number}: {where}; a smaller lr or a clip above 0 usually helps"
+
+
+def _evaluate(gradient: np.ndarray | Gradient, weight: object, support: Support | None) -> np.ndarray:
+    if isinstance(gradient, np.ndarray):
+        return gradient
+    if support is not None:
+        return gradient.on(support)
+    return gradient.on(weight.support) if isinstance(weight, SparseWeight) else gradient.dense()

@@ -16,7 +16,7 @@ from numba.extending import intrinsic
 from refimpl.kernels import memory, threads
 from refimpl.kernels.cpu import panels
 from refimpl.kernels.cpu.plan import plan
-from refimpl.kernels.cpu.products import backward_panels, matmul_panels, sum_rows, twin_values
+from refimpl.kernels.cpu.products import backward_panels, in_tiles, matmul_panels, sum_rows
 from refimpl.kernels.cpu.rows import Frame, gather_row
 from refimpl.kernels.cpu.runtime import kernel, run
 from refimpl.kernels.cpu.vector import INT, Row, quads
@@ -92,7 +92,7 @@ def cell_backward(typingctx, quads, gates, at, gate_stride, d_gates, step, to, s
 
 
 @kernel
-def recur_forward(quads, values, index, tiles, bounds, gates, cells, hidden):  # type: ignore[no-untyped-def]
+def recur_forward(quads, values, index, starts, bounds, gates, cells, hidden):  # type: ignore[no-untyped-def]
     """Run the recurrence of one layer.
 
     gates (P, 4H, w) hold ``W_ih x + b`` on entry and activations on return, ``w // b`` steps a panel; cells and hidden (T + 1, H, b) hold the first state
@@ -106,12 +106,12 @@ def recur_forward(quads, values, index, tiles, bounds, gates, cells, hidden):  #
         first = t // together * 4 * size * width + t % together * batch
         state = t * size * batch
         for c in prange(bounds.size - 1):
-            for tile in range(tiles.shape[0] - 1):
+            for tile in range(starts.shape[0]):
                 for gate in range(4):
                     for u in range(bounds[c], bounds[c + 1]):
                         i = gate * size + u
                         gather_row(
-                            quads, flat_hidden, state, batch, values, index, tiles[tile, i], tiles[tile + 1, i],
+                            quads, flat_hidden, state, batch, values, index, starts[tile, i], starts[tile, i + 1],
                             flat_gates, first + i * width, True, values.dtype.type(0),
                         )  # fmt: skip
             for u in range(bounds[c], bounds[c + 1]):
@@ -123,7 +123,7 @@ def recur_forward(quads, values, index, tiles, bounds, gates, cells, hidden):  #
 
 
 @kernel
-def recur_backward(quads, values, index, tiles, bounds, gates, cells, dy, dh, dc, d_gates, d_step):  # type: ignore[no-untyped-def]
+def recur_backward(quads, values, index, starts, bounds, gates, cells, dy, dh, dc, d_gates, d_step):  # type: ignore[no-untyped-def]
     """Run the recurrence backward.
 
     Lines are the columns of W_hh. ``dh`` and ``dc`` (H, b) hold the gradient of the last state on entry and of the first on return; ``d_step`` (2, 4H, b) is
@@ -140,10 +140,10 @@ def recur_backward(quads, values, index, tiles, bounds, gates, cells, dy, dh, dc
         first = t // together * 4 * size * width + t % together * batch
         for c in prange(bounds.size - 1):
             if back > 0:
-                for tile in range(tiles.shape[0] - 1):
+                for tile in range(starts.shape[0]):
                     for u in range(bounds[c], bounds[c + 1]):
                         gather_row(
-                            quads, flat_step, (back - 1) % 2 * half, batch, values, index, tiles[tile, u], tiles[tile + 1, u],
+                            quads, flat_step, (back - 1) % 2 * half, batch, values, index, starts[tile, u], starts[tile, u + 1],
                             flat_dh, u * batch, tile > 0, values.dtype.type(0),
                         )  # fmt: skip
             if t >= 0:
@@ -211,10 +211,11 @@ def lstm_forward(
     rows = plan(w_hh.support).rows
     bounds = rows.chunks(_recurrent_chunks(w_hh, width), groups=4)
     tiles = rows.tiles(width * x.itemsize, _RECURRENT_ROW_NONZEROS)
+    values = in_tiles(w_hh.values, tiles)
     count = len(packed) // parts
     for q in range(parts):
         own = gates[q * count : (q + 1) * count]
-        run(recur_forward, quads(width), w_hh.values, rows.index, tiles, bounds, own, cells[q], hidden[q])
+        run(recur_forward, quads(width), values, tiles.index, tiles.starts, bounds, own, cells[q], hidden[q])
     y = _join(hidden[:, 1:], batch)
     return y, y[-1], _join(cells[:, -1], batch), Trace(packed, gates, cells, hidden, batch)
 
@@ -234,11 +235,11 @@ def lstm_backward(
     lines = plan(w_hh.support).columns
     bounds = lines.chunks(_recurrent_chunks(w_hh, width))
     tiles = lines.tiles(width * dy.itemsize, _RECURRENT_ROW_NONZEROS)
-    values = twin_values(w_hh)
+    values = in_tiles(w_hh.values, tiles)
     for q in range(parts):
         own = slice(q * count, (q + 1) * count)
         run(
-            recur_backward, quads(width), values, lines.index, tiles, bounds, trace.gates[own], trace.cells[q],
+            recur_backward, quads(width), values, tiles.index, tiles.starts, bounds, trace.gates[own], trace.cells[q],
             split_dy[q], split_dh[q], split_dc[q], d_gates[own], d_step,
         )  # fmt: skip
     dx, dw_ih = None, None

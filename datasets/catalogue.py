@@ -65,10 +65,7 @@ _CIFAR = ("https://www.cs.toronto.edu/~kriz",)
 def _images(bases: tuple[str, ...], *files: tuple[str, int, str]) -> RemoteDataset:
     """Make the entry of a data set whose files have the same names at every address."""
     return RemoteDataset(
-        tuple(
-            RemoteFile(name, size, sha256, tuple(f"{base}/{name}" for base in bases))
-            for name, size, sha256 in files
-        )
+        tuple(RemoteFile(name, size, sha256, tuple(f"{base}/{name}" for base in bases)) for name, size, sha256 in files)
     )
 
 

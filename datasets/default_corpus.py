@@ -94,8 +94,7 @@ def load_default_corpus() -> Corpus:
     index = {word: i for i, word in enumerate(vocabulary)}
     unknown = index[UNK]
     train, valid, test = (
-        np.fromiter((index.get(word, unknown) for word in stream), np.int32, len(stream))
-        for stream in streams
+        np.fromiter((index.get(word, unknown) for word in stream), np.int32, len(stream)) for stream in streams
     )
     return Corpus("python-docs", train, valid, test, vocabulary, sha256)
 

@@ -105,9 +105,7 @@ def fetch(
     return [unpacked for path in paths for unpacked in _unpack(path, dataset.members, target)]
 
 
-def _download(
-    file: RemoteFile, urls: tuple[str, ...], path: Path, progress: bool | None, timeout: float
-) -> None:
+def _download(file: RemoteFile, urls: tuple[str, ...], path: Path, progress: bool | None, timeout: float) -> None:
     """Fill `path` from the first of `urls` that delivers the published file."""
     failures: list[str] = []
     wrong: list[str] = []
@@ -220,7 +218,5 @@ def _unpack(archive: Path, members: tuple[str, ...], folder: Path) -> list[Path]
     except (tarfile.TarError, EOFError, zlib.error) as error:
         raise ValueError(f"{archive} cannot be unpacked ({error}); delete it and fetch it again.") from None
     if missing:
-        raise ValueError(
-            f"{archive} lacks {', '.join(missing)}; delete it and fetch it from the published address."
-        )
+        raise ValueError(f"{archive} lacks {', '.join(missing)}; delete it and fetch it from the published address.")
     return [folder / name for name in members]

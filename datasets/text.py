@@ -66,9 +66,7 @@ def build_vocabulary(counts: Mapping[str, int]) -> tuple[str, ...]:
     return tuple(sorted(counts, key=lambda word: (-counts[word], word)))
 
 
-def load_text_folder(
-    path: str | PathLike[str], *, vocabulary_from: Literal["train", "all"] = "all"
-) -> Corpus:
+def load_text_folder(path: str | PathLike[str], *, vocabulary_from: Literal["train", "all"] = "all") -> Corpus:
     r"""Load the train, valid and test text of a folder.
 
     A folder is known by its files' names: ``ptb.{train,valid,test}.txt`` (Penn Treebank),
@@ -174,14 +172,11 @@ def _find_files(folder: Path) -> tuple[str | None, tuple[Path, Path, Path]]:
         raise FileNotFoundError(f"There is no folder {folder}; give one that holds one of these: {known}.")
     if not folder.is_dir():
         raise ValueError(f"{folder} is a file; give the folder that holds one of these: {known}.")
-    present = {
-        layout: [name for name in names if (folder / name).is_file()] for layout, names in TEXT_FILES.items()
-    }
+    present = {layout: [name for name in names if (folder / name).is_file()] for layout, names in TEXT_FILES.items()}
     complete = [layout for layout, names in present.items() if len(names) == 3]
     if len(complete) > 1:
         raise ValueError(
-            f"{folder} holds more than one text ({' and '.join(complete)}); "
-            f"give a folder with the three files of one."
+            f"{folder} holds more than one text ({' and '.join(complete)}); give a folder with the three files of one."
         )
     if not complete:
         for layout, names in present.items():

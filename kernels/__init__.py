@@ -1,7 +1,7 @@
 """The kernels: ``spec`` (NumPy and SciPy, the definition), ``cpu`` (Numba), and the choice between them.
 
-A tier is a module with the functions below. Code above this package calls them here; ``REFIMPL_KERNELS=spec`` or :func:`use` overrides the
-choice, so that anything can be run on the definition.
+A tier is a module with the functions below. Code above this package calls them here; ``REFIMPL_KERNELS=spec`` or
+:func:`use` overrides the choice, so that anything can be run on the definition.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ def tier() -> ModuleType:
         If ``REFIMPL_KERNELS`` names no tier.
     """
     if _chosen not in TIERS:
-        raise ValueError(f"there are no kernels called {_chosen!r}; REFIMPL_KERNELS and use() take one of {', '.join(TIERS)}")
+        raise ValueError(
+            f"there are no kernels called {_chosen!r}; REFIMPL_KERNELS and use() take one of {', '.join(TIERS)}"
+        )
     return import_module(f"refimpl.kernels.{_chosen}")
 
 
@@ -57,7 +59,9 @@ def matmul(w: Matrix, x: np.ndarray, bias: np.ndarray | None = None) -> np.ndarr
     checks.features("X", x, columns)
     checks.one_type("X", x, w)
     if bias is not None and (bias.shape != (rows,) or bias.dtype != x.dtype):
-        raise ValueError(f"the bias is {bias.dtype} of shape {bias.shape}; this product takes {x.dtype} of shape {(rows,)}")
+        raise ValueError(
+            f"the bias is {bias.dtype} of shape {bias.shape}; this product takes {x.dtype} of shape {(rows,)}"
+        )
     return tier().matmul(w, x, bias)
 
 
@@ -104,7 +108,10 @@ def embed_gradient(support: Pattern, tokens: np.ndarray, dx: np.ndarray) -> np.n
     """Return the gradient of an embedding on a support; see :func:`refimpl.kernels.spec.embed_gradient`."""
     checks.tokens("the tokens", tokens, support.matrix_shape[0])
     if dx.shape != (tokens.shape[0], support.matrix_shape[1], *tokens.shape[1:]):
-        raise ValueError(f"dX has shape {dx.shape}; tokens of shape {tokens.shape} in {support.matrix_shape[1]} columns need (T, E, B)")
+        raise ValueError(
+            f"dX has shape {dx.shape}; tokens of shape {tokens.shape} need (T, E, B), "
+            f"with E = {support.matrix_shape[1]}"
+        )
     return tier().embed_gradient(support, tokens, dx)
 
 
@@ -129,8 +136,8 @@ def lstm_backward(
 def to_panels(x: np.ndarray, fill: float = 0, itemsize: int = 0) -> np.ndarray:
     """Return the columns of ``x`` (..., F, N) regrouped into the panels (panels, F, width) that the tier likes best.
 
-    A linear map does not care how its columns are grouped; ``fill`` stands in the columns that the last panel has too many.
-    Labels are grouped like their activations by giving the activations' ``itemsize``.
+    A linear map does not care how its columns are grouped; ``fill`` stands in the columns that the last panel has too
+    many. Labels are grouped like their activations by giving the activations' ``itemsize``.
     """
     return tier().to_panels(x, fill, itemsize)
 
@@ -143,7 +150,9 @@ def from_panels(panels: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 def softmax_cross_entropy(logits: np.ndarray, targets: np.ndarray, scale: float) -> float:
     """Return the summed loss, and the gradient in place; see :func:`refimpl.kernels.spec.softmax_cross_entropy`."""
     if logits.ndim != 3 or targets.shape != (logits.shape[0], logits.shape[2]):
-        raise ValueError(f"logits of shape {logits.shape} and targets {targets.shape}; they must be (panels, V, N) and (panels, N)")
+        raise ValueError(
+            f"logits of shape {logits.shape} and targets {targets.shape}; they must be (panels, V, N) and (panels, N)"
+        )
     checks.tokens("the targets", targets, logits.shape[1], lowest=-1)
     return tier().softmax_cross_entropy(logits, targets, scale)
 

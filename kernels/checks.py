@@ -23,9 +23,7 @@ def features(name: str, x: np.ndarray, count: int) -> None:
 def one_type(name: str, x: np.ndarray, w: Matrix) -> None:
     """Raise ValueError unless an operand of a sparse weight has the type of its values."""
     if is_sparse(w) and x.dtype != w.values.dtype:
-        raise ValueError(
-            f"{name} is {x.dtype} and the weight {w.values.dtype}; convert one, a run has one type"
-        )
+        raise ValueError(f"{name} is {x.dtype} and the weight {w.values.dtype}; convert one, a run has one type")
 
 
 def same_columns(dy: np.ndarray, x: np.ndarray) -> None:
@@ -41,14 +39,10 @@ def tokens(name: str, given: np.ndarray, count: int, lowest: int = 0) -> None:
     """Raise ValueError unless all of ``given`` are integers in ``lowest <= token < count``."""
     if given.dtype.kind not in "iu" or (given.size and not (given.min() >= lowest and given.max() < count)):
         found = f"{given.min()} to {given.max()}" if given.size else "nothing"
-        raise ValueError(
-            f"{name} are {given.dtype} from {found}; they must be integers from {lowest} to {count - 1}"
-        )
+        raise ValueError(f"{name} are {given.dtype} from {found}; they must be integers from {lowest} to {count - 1}")
 
 
-def recurrence(
-    w_ih: Matrix, w_hh: Matrix, bias: np.ndarray, x: np.ndarray, h0: np.ndarray, c0: np.ndarray
-) -> None:
+def recurrence(w_ih: Matrix, w_hh: Matrix, bias: np.ndarray, x: np.ndarray, h0: np.ndarray, c0: np.ndarray) -> None:
     """Raise ValueError unless the arrays of an LSTM layer fit each other."""
     size = extents(w_hh)[1]
     if extents(w_hh)[0] != 4 * size or extents(w_ih)[0] != 4 * size or bias.shape != (4 * size,):
@@ -69,9 +63,7 @@ def recurrence(
             one_type(name, array, w)
 
 
-def arriving(
-    shape: tuple[int, int, int], w_hh: Matrix, dy: np.ndarray, dh: np.ndarray, dc: np.ndarray
-) -> None:
+def arriving(shape: tuple[int, int, int], w_hh: Matrix, dy: np.ndarray, dh: np.ndarray, dc: np.ndarray) -> None:
     """Raise ValueError unless the gradients that arrive at an LSTM layer fit its window of (T, H, B)."""
     for name, given, wanted in (("dy", dy, shape), ("dh", dh, shape[1:]), ("dc", dc, shape[1:])):
         if given.shape != wanted:

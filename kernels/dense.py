@@ -9,6 +9,7 @@ import numpy as np
 
 from refimpl.kernels import memory, threads
 
+_LEAST_ROWS = 128  # BLAS copies all of b for each block
 _BLOCK_FLOPS = 1 << 27  # about a millisecond of one core: long enough to hide the hand-over to a thread
 
 
@@ -17,7 +18,7 @@ def gemm(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.ndar
     (m, k), n = a.shape, b.shape[1]
     if out is None:
         out = memory.empty((m, n), np.result_type(a, b))
-    rows = max(64, _BLOCK_FLOPS // max(2 * k * n, 1))
+    rows = max(_LEAST_ROWS, _BLOCK_FLOPS // max(2 * k * n, 1))
 
     def block(start: int) -> None:
         np.matmul(a[start : start + rows], b, out=out[start : start + rows])
@@ -36,7 +37,7 @@ def columns(x: np.ndarray) -> np.ndarray:
 
 
 def matmul(w: np.ndarray, x: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
-    """Return ``w @ x + bias`` with all panels of ``x`` (..., C, N) in one product; the result (..., R, N) is a view of (R, ..., N)."""
+    """Return ``w @ x + bias`` for all panels of ``x`` (..., C, N) at once: (..., R, N), a view of (R, ..., N)."""
     y = gemm(w, columns(x))
     if bias is not None:
         y += bias[:, None]

@@ -1,8 +1,8 @@
 """A pool of aligned buffers: activations are allocated once and used again at every step.
 
-Fresh pages cost more than the arithmetic done on them: a training step of a large LSTM that asks the operating system for its
-activations anew spends a quarter of its time in page faults. Arrays from :func:`empty` return their memory to the pool when
-the last view of them is gone.
+Fresh pages cost more than the arithmetic done on them: a training step of a large LSTM that asks the operating system
+for its activations anew spends a quarter of its time in page faults. Arrays from :func:`empty` return their memory to
+the pool when the last view of them is gone.
 """
 
 from __future__ import annotations

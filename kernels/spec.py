@@ -1,8 +1,10 @@
-"""The definition of every kernel, in NumPy and SciPy: slow enough to be obvious, and what the faster tiers are tested against.
+"""The definition of every kernel, in NumPy and SciPy: slow enough to be obvious, and what the faster tiers are tested
+against.
 
 Shapes
 ------
-``W`` is (R, C), sparse or dense; ``x`` is (..., C, N): any number of panels of N columns. Features come first and the batch last.
+``W`` is (R, C), sparse or dense; ``x`` is (..., C, N): any number of panels of N columns. Features come first and the
+batch last.
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ from refimpl.kernels.types import Matrix, Pattern, SparseMatrix, is_sparse
 
 def as_scipy(w: SparseMatrix) -> scipy.sparse.csr_array:
     """Return the weight as a SciPy CSR matrix over the same values."""
-    return scipy.sparse.csr_array((w.values, w.support.indices.astype(np.int64), w.support.indptr), shape=w.support.matrix_shape)
+    return scipy.sparse.csr_array(
+        (w.values, w.support.indices.astype(np.int64), w.support.indptr), shape=w.support.matrix_shape
+    )
 
 
 def panels_of(x: np.ndarray) -> np.ndarray:
@@ -119,8 +123,9 @@ class LSTMTrace(NamedTuple):
 class LSTMBackward(NamedTuple):
     """Results of an LSTM layer's backward pass.
 
-    The weight gradients are given as their two factors, ``dW_ih = d_gates x^T`` and ``dW_hh = d_gates h_prev^T`` summed over panels, so that
-    whoever needs them can evaluate them on any support. The panels may hold several time steps each.
+    The weight gradients are given as their two factors, ``dW_ih = d_gates x^T`` and ``dW_hh = d_gates h_prev^T`` summed
+    over panels, so that whoever needs them can evaluate them on any support. The panels may hold several time steps
+    each.
     """
 
     dx: np.ndarray | None  # (T, I, B)
@@ -218,7 +223,8 @@ def lstm_backward(
 def softmax_cross_entropy(logits: np.ndarray, targets: np.ndarray, scale: float) -> float:
     r"""Return the summed loss and turn the logits into their gradient, in place.
 
-    For a column with logits :math:`z` and target :math:`y`, the loss is :math:`\log \sum_j e^{z_j} - z_y` and its gradient
+    For a column with logits :math:`z` and target :math:`y`, the loss is :math:`\log \sum_j e^{z_j} - z_y` and its
+    gradient
     :math:`\mathrm{softmax}(z) - e_y`.
 
     Parameters

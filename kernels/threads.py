@@ -1,8 +1,8 @@
 """How many threads the kernels use, and keeping BLAS out of their way.
 
-Results do not depend on the number: every output element is computed by one thread in one fixed order. BLAS is held to one thread
-while ours run, because two pools of spinning threads on the same cores slow each other down by an order of magnitude; large dense
-products are cut into fixed blocks that our threads share.
+Results do not depend on the number: every output element is computed by one thread in one fixed order. BLAS is held to
+one thread while ours run, because two pools of spinning threads on the same cores slow each other down by an order of
+magnitude; large dense products are cut into fixed blocks that our threads share.
 """
 
 from __future__ import annotations

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, TypeGuard
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeIs
 
 
 class Pattern(Protocol):
@@ -40,6 +43,6 @@ class SparseMatrix(Protocol):
 Matrix = np.ndarray | SparseMatrix
 
 
-def is_sparse(w: Matrix) -> TypeGuard[SparseMatrix]:
+def is_sparse(w: Matrix) -> TypeIs[SparseMatrix]:
     """Tell a sparse matrix from a dense array."""
     return hasattr(w, "support")

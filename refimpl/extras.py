@@ -31,8 +31,7 @@ def require(module: str, extra: str) -> ModuleType:
     except ImportError as error:
         package = module.partition(".")[0]
         raise MissingExtraError(
-            f"this needs {package}, which cannot be imported ({error}); "
-            f"install it with: pip install 'refimpl[{extra}]'"
+            f"this needs {package}, which cannot be imported ({error}); install it with: pip install 'refimpl[{extra}]'"
         ) from error
 
 

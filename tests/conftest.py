@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-# Deterministic in CI, so that a failure there can be repeated; random elsewhere. No deadline: kernels compile at first use.
+# Deterministic in CI, so that a failure there can be repeated; random elsewhere. No deadline: kernels compile at first
+# use.
 settings.register_profile("ci", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("local", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("ci" if os.environ.get("CI") else "local")

@@ -20,9 +20,7 @@ from refimpl.training import atomic, checkpoint
 from refimpl.weights.sparse import SparseWeight, support_of, values_of
 from refimpl.weights.support import Support
 
-SHARED_FOLDER = settings(
-    suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=50
-)
+SHARED_FOLDER = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=50)
 NAMES = st.text("abcdefgh_.0123456789é ", min_size=1, max_size=10).filter(str.strip)
 TYPES = st.sampled_from([np.float32, np.float64, np.int32, np.int64, np.uint16, np.uint32, np.bool_])
 SHAPES = hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4)

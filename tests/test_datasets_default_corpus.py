@@ -53,9 +53,7 @@ def test_it_is_the_same_in_another_process_with_another_order_of_sets(corpus: Co
     program = "import hashlib\nfrom refimpl.datasets import Corpus, load_default_corpus\n"
     program += inspect.getsource(fingerprint) + "print(fingerprint(load_default_corpus()))"
     environment = {**os.environ, "PYTHONHASHSEED": "12345", "PYTHONIOENCODING": "utf-8"}
-    child = subprocess.run(
-        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
-    )
+    child = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
     assert child.stdout.strip() == fingerprint(corpus)
 
 
@@ -173,9 +171,7 @@ def test_the_collector_is_running_again_when_the_reader_stops_early(tmp_path: Pa
     assert gc.isenabled()
 
 
-def test_without_sources_the_topics_do(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, corpus: Corpus
-) -> None:
+def test_without_sources_the_topics_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, corpus: Corpus) -> None:
     pytest.importorskip("pydoc_data.topics")
     monkeypatch.setattr(default_corpus, "_stdlib_folder", lambda: tmp_path / "python.zip")
     topics_alone = load_default_corpus()
@@ -184,16 +180,12 @@ def test_without_sources_the_topics_do(
 
 def test_without_topics_the_sources_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
-    monkeypatch.setattr(
-        default_corpus, "_docstrings", lambda _: (f"Doc {i} of a module." for i in range(3000))
-    )
+    monkeypatch.setattr(default_corpus, "_docstrings", lambda _: (f"Doc {i} of a module." for i in range(3000)))
     assert {"doc", "module"} <= set(load_default_corpus().vocabulary)
 
 
 @pytest.mark.parametrize("topics", [None, "text", {"a": 1, "b": "Too short."}])
-def test_without_both_one_sentence_says_so(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, topics: object
-) -> None:
+def test_without_both_one_sentence_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, topics: object) -> None:
     module = type(sys)("pydoc_data.topics")
     module.__dict__["topics"] = topics
     monkeypatch.setitem(sys.modules, "pydoc_data.topics", module)

@@ -127,18 +127,14 @@ def test_wrong_content_leaves_what_was_there(server: Server, tmp_path: Path) -> 
     assert (tmp_path / "a").read_bytes() == b"mine"
 
 
-def test_a_truncated_transfer_keeps_nothing_and_is_told_from_wrong_content(
-    server: Server, tmp_path: Path
-) -> None:
+def test_a_truncated_transfer_keeps_nothing_and_is_told_from_wrong_content(server: Server, tmp_path: Path) -> None:
     server.bodies, server.truncated = {"a": RIGHT}, {"a"}
     with pytest.raises(ConnectionError, match=rf"^a could not be downloaded from {server.url}/a \("):
         get(RemoteDataset((server.file("a", "a"),)), tmp_path)
     assert everything_in(tmp_path) == []
 
 
-def test_a_truncated_transfer_without_a_length_is_caught_by_the_checksum(
-    server: Server, tmp_path: Path
-) -> None:
+def test_a_truncated_transfer_without_a_length_is_caught_by_the_checksum(server: Server, tmp_path: Path) -> None:
     server.bodies, server.truncated, server.without_length = {"a": RIGHT}, {"a"}, {"a"}
     with pytest.raises(ValueError, match="was not kept"):
         get(RemoteDataset((server.file("a", "a"),)), tmp_path)
@@ -197,9 +193,7 @@ def test_a_disk_that_takes_no_more_is_not_blamed_on_the_network(server: Server, 
     assert everything_in(tmp_path) == []
 
 
-def test_progress_is_shown_on_request_only(
-    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_progress_is_shown_on_request_only(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     server.bodies = {"a": RIGHT}
     dataset = RemoteDataset((server.file("a", "a"),))
     get(dataset, tmp_path / "quiet")
@@ -289,12 +283,8 @@ def test_a_member_that_is_missing_or_a_link_is_an_error(server: Server, tmp_path
     assert not (tmp_path / "d" / "b").exists()
 
 
-@pytest.mark.parametrize(
-    "content", [b"no archive", gzip.compress(b"no tar"), make_archive(("d/a", RIGHT))[:900]]
-)
-def test_an_archive_that_cannot_be_read_is_one_sentence(
-    server: Server, tmp_path: Path, content: bytes
-) -> None:
+@pytest.mark.parametrize("content", [b"no archive", gzip.compress(b"no tar"), make_archive(("d/a", RIGHT))[:900]])
+def test_an_archive_that_cannot_be_read_is_one_sentence(server: Server, tmp_path: Path, content: bytes) -> None:
     with pytest.raises(ValueError, match=r"x\.tar\.gz cannot be unpacked \(.*delete it"):
         get(archive_dataset(server, content, "d/a"), tmp_path)
     assert everything_in(tmp_path) in (["x.tar.gz"], ["d", "x.tar.gz"])

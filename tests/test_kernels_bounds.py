@@ -59,13 +59,8 @@ def test_rounding_is_within_the_bound(seed, dtype):
 @given(SEEDS)
 def test_the_wider_reference_agrees_with_a_correctly_rounded_sum(seed):
     a, b = factors(seed, np.float32)  # products of float32 are exact in float64, so fsum rounds once
-    exact = np.array(
-        [[fsum(p * q for p, q in zip(r, c, strict=True)) for c in b.T.tolist()] for r in a.tolist()]
-    )
-    assert (
-        error_ratio(a.astype(np.float64) @ b.astype(np.float64), exact, product_bound(a, b, dtype=np.float64))
-        <= 1
-    )
+    exact = np.array([[fsum(p * q for p, q in zip(r, c, strict=True)) for c in b.T.tolist()] for r in a.tolist()])
+    assert error_ratio(a.astype(np.float64) @ b.astype(np.float64), exact, product_bound(a, b, dtype=np.float64)) <= 1
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)

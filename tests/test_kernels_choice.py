@@ -42,9 +42,7 @@ def run(setting: str) -> subprocess.CompletedProcess:
         "assert (y == 3).all(); print(kernels.tier().__name__, 'numba' in sys.modules)"
     )
     environment = os.environ | {"REFIMPL_KERNELS": setting}
-    return subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
-    )
+    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
 
 
 def test_the_environment_chooses_a_tier():

@@ -17,9 +17,7 @@ from refimpl.rng import generator
 from refimpl.weights import LinearGrad, SparseWeight, Support
 
 
-@given(
-    st.lists(st.integers(0, 40), max_size=3), st.sampled_from([np.uint8, np.float32, np.float64, np.int64])
-)
+@given(st.lists(st.integers(0, 40), max_size=3), st.sampled_from([np.uint8, np.float32, np.float64, np.int64]))
 def test_arrays_are_what_was_asked_for(shape, dtype):
     for make in (memory.empty, memory.zeros):
         array = make(tuple(shape), dtype)
@@ -141,9 +139,7 @@ def test_products_take_memory_in_proportion_to_the_nonzeros(large, name, product
     tokens = np.arange(80).reshape(4, 20)
 
     def call():
-        w = SparseWeight(
-            Support(large.shape, large.support.flat), large.values
-        )  # without plans: they are counted
+        w = SparseWeight(Support(large.shape, large.support.flat), large.values)  # without plans: they are counted
         match product:
             case "matmul":
                 return kernels.matmul(w, x)

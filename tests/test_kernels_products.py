@@ -43,9 +43,7 @@ def test_products_over_several_tiles_and_panels(tier, dtype, shape):
 def test_many_columns(tier, columns):
     """Around the place where indices change from 16 to 32 bits; 65536 columns still have 16."""
     case = Case(3, columns, density=1e-3, lead=(), batch=3)
-    last = Support(
-        (3, columns), np.union1d(case.w.support.flat, [0, columns - 1, 2 * columns - 1, 3 * columns - 1])
-    )
+    last = Support((3, columns), np.union1d(case.w.support.flat, [0, columns - 1, 2 * columns - 1, 3 * columns - 1]))
     assert last.indices.dtype == (np.uint16 if columns <= 65536 else np.uint32)
     w = SparseWeight(last, case.numbers("more", last.nnz))
     dense, x, dy = w.dense(), case.x, case.dy
@@ -136,7 +134,5 @@ def test_softmax_of_extreme_logits(tier):
     targets = np.array([[0, 1, 1, 0]])
     loss = tier.softmax_cross_entropy(z, targets, 1.0)
     half = np.array([[0, 0, 0], [0, 0, 0], [0, -0.5, 0.5], [0, 0, 0]]).T
-    assert (
-        np.abs(z[0] - half).max() < 1e-300
-    )  # exponentials below the smallest normal number may be kept at it
+    assert np.abs(z[0] - half).max() < 1e-300  # exponentials below the smallest normal number may be kept at it
     assert abs(loss - np.log(2)) <= 4 * np.finfo(float).eps

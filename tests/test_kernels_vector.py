@@ -24,9 +24,7 @@ def compiled(name: str) -> Callable[[np.ndarray], np.ndarray]:
     def on_row(typingctx, quads, x, at, out):
         def generate(context, b, signature, arguments):
             f = Frame(context, b, signature, arguments)
-            f.rows.store(
-                getattr(f.rows, name)(f.rows.load(f.pointer(1, 2))), b.gep(f.pointer(3), [arguments[2]])
-            )
+            f.rows.store(getattr(f.rows, name)(f.rows.load(f.pointer(1, 2))), b.gep(f.pointer(3), [arguments[2]]))
             return context.get_dummy_value()
 
         return types.void(quads, x, types.intp, out), generate

@@ -150,8 +150,6 @@ def shared_buffer(params: Params, weight: str, bias: str, x: np.ndarray) -> Any:
     return y, cache._replace(x=kept)
 
 
-
-
 def test_the_layer_itself_passes() -> None:
     check_layer(linear_with(), LINEAR_SIZES, max_examples=5)
 

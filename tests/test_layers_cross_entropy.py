@@ -29,9 +29,7 @@ def tier(request: pytest.FixtureRequest) -> Iterator[str]:
     kernels.threads.set_count(count)
 
 
-def make_decoder(
-    rng: np.random.Generator, *, words: int, hidden: int, columns: tuple[int, int], bias: bool
-) -> Layer:
+def make_decoder(rng: np.random.Generator, *, words: int, hidden: int, columns: tuple[int, int], bias: bool) -> Layer:
     targets = rng.integers(0, words, columns)
     params: Params = {"w": rng.standard_normal((words, hidden))}
     if bias:
@@ -56,9 +54,7 @@ def test_decoder_over_several_panels() -> None:
     check_layer(make_decoder, sizes, max_examples=2)
 
 
-def make_tied(
-    rng: np.random.Generator, *, words: int, hidden: int, columns: tuple[int, int], bias: bool
-) -> Layer:
+def make_tied(rng: np.random.Generator, *, words: int, hidden: int, columns: tuple[int, int], bias: bool) -> Layer:
     """Make an embedding that is its own decoder, with a nonlinear function between: one key, two gradients."""
     tokens, targets = rng.integers(0, words, columns), rng.integers(0, words, columns)
     params: Params = {"w": rng.standard_normal((words, hidden))}
@@ -94,9 +90,7 @@ def closed_form(z: np.ndarray, targets: np.ndarray) -> tuple[float, np.ndarray]:
 
 
 @given(st.integers(2, 7), st.sampled_from(COLUMNS), st.integers(0, 1000), st.sampled_from([1.0, 30.0, 1e4]))
-def test_loss_is_the_mean_over_positions(
-    words: int, columns: tuple[int, int], seed: int, size: float
-) -> None:
+def test_loss_is_the_mean_over_positions(words: int, columns: tuple[int, int], seed: int, size: float) -> None:
     """Logits are set by the features through a decoder of ones and zeros, so they carry no rounding."""
     rng = np.random.default_rng(seed)
     targets = rng.integers(0, words, columns)

@@ -174,9 +174,7 @@ def test_draws_that_are_not_repeated() -> None:
 
     def make(rng: np.random.Generator, *, p: float) -> Layer:
         forward: Any = lambda params, x: dropout.forward(x, p, rng=stream)  # noqa: E731
-        return Layer(
-            forward, lambda dy, cache, *_: dropout.backward(dy, cache), {}, (rng.standard_normal((2, 4, 3)),)
-        )
+        return Layer(forward, lambda dy, cache, *_: dropout.backward(dy, cache), {}, (rng.standard_normal((2, 4, 3)),))
 
     caught(make, {"p": [0.5]}, "other bits|another forward pass")
 

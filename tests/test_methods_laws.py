@@ -71,9 +71,7 @@ def test_set(criterion):
 def test_methods_that_move_nothing():
     check_method(lambda density, fraction: Dense(), growth=None)
     check_method(lambda density, fraction: Static(Allocation(density, "er")), growth=None)
-    check_method(
-        lambda density, fraction: TopKAST(Allocation(density), exploration=fraction, penalty=0.1), growth=None
-    )
+    check_method(lambda density, fraction: TopKAST(Allocation(density), exploration=fraction, penalty=0.1), growth=None)
 
 
 # --- planted mistakes ----------------------------------------
@@ -146,16 +144,12 @@ def wrap_candidates(change):
 
 
 def test_growth_on_stored_entries_is_caught():
-    everything = wrap_candidates(
-        lambda g: replace(g, candidates=Candidates(g.pool.size, np.empty(0, np.int64)))
-    )
+    everything = wrap_candidates(lambda g: replace(g, candidates=Candidates(g.pool.size, np.empty(0, np.int64))))
     assert "the exchange failed" in caught(mutant(grower=everything))  # Exchange.of refuses it
 
 
 def test_growing_one_too_few_is_caught():
-    assert "another number" in caught(
-        mutant(grower=wrap_candidates(lambda g: replace(g, want=max(0, g.want - 1))))
-    )
+    assert "another number" in caught(mutant(grower=wrap_candidates(lambda g: replace(g, want=max(0, g.want - 1)))))
 
 
 def test_forgetting_that_dropped_entries_are_eligible_is_caught(monkeypatch):
@@ -163,9 +157,7 @@ def test_forgetting_that_dropped_entries_are_eligible_is_caught(monkeypatch):
     def forgetful(params, pools, **options):
         options["conventions"] = replace(options["conventions"], regrow="forbid")
         usual = options["grow"]
-        options["grow"] = lambda growths: usual(
-            [replace(g, want=min(g.want, g.candidates.count)) for g in growths]
-        )
+        options["grow"] = lambda growths: usual([replace(g, want=min(g.want, g.candidates.count)) for g in growths])
         return exchange_module.propose(params, pools, **options)
 
     monkeypatch.setattr(dropgrow_module, "propose", forgetful)
@@ -213,9 +205,7 @@ def test_an_exchange_that_writes_is_caught():
 def test_forgotten_state_is_caught():
     class Forgets(Selfish):
         def load_state_dict(self, state, arrays=None):
-            super().load_state_dict(
-                {**state, "initial_nnz": {k: n - 1 for k, n in state["initial_nnz"].items()}}
-            )
+            super().load_state_dict({**state, "initial_nnz": {k: n - 1 for k, n in state["initial_nnz"].items()}})
 
     conventions = Conventions(growth_target="initial")
     make = lambda density, fraction: Forgets(Allocation(density), Constant(fraction), conventions=conventions)  # noqa: E731
@@ -324,18 +314,14 @@ def test_growth_draws_anew_for_each_tensor_step_and_seed():
 
 def test_initial_target_uses_the_counts_of_a_saved_state():
     specs = {"w": ParamSpec("w", (40, 30), "linear", True)}
-    method = Selfish(
-        Allocation(0.3), Constant(0.5), conventions=profile("selfish-authors"), when=EveryEpoch()
-    )
+    method = Selfish(Allocation(0.3), Constant(0.5), conventions=profile("selfish-authors"), when=EveryEpoch())
     support = method.supports(specs, seed=3)["w"]
     state = json.loads(json.dumps(method.state_dict()))
     assert state["initial_nnz"] == {"w": support.nnz}
     state["initial_nnz"]["w"] = 10**3
     method.load_state_dict(state)
     grown = [
-        method.exchange({"w": SparseWeight(support, np.linspace(-1, 1, support.nnz))}, step=1, seed=s)[
-            "w"
-        ].new.nnz
+        method.exchange({"w": SparseWeight(support, np.linspace(-1, 1, support.nnz))}, step=1, seed=s)["w"].new.nnz
         for s in range(30)
     ]
     assert abs(np.mean(grown) - 1000) < 4 * np.sqrt(1000 * 0.25 / 30)

@@ -54,9 +54,7 @@ def test_selfish_authors(seed, d, tied, more):
     weight, mask, _, uniforms = problem(seed, tied)
     n_base = max(1, int(mask.sum()) + more)
     new, values = authors_step(weight, mask, uniforms, d, n_base)
-    out = exchange_masks(
-        weight, mask, drop_fraction=d, conventions=AUTHORS, uniforms=uniforms, initial_nnz=n_base
-    )
+    out = exchange_masks(weight, mask, drop_fraction=d, conventions=AUTHORS, uniforms=uniforms, initial_nnz=n_base)
     np.testing.assert_array_equal(out.mask, new)
     np.testing.assert_array_equal(out.weights, values)
 
@@ -102,13 +100,9 @@ def test_rigl(seed, f, tied):
         method = RigL(Allocation(0.5), Constant(f))
         method.supports({"w": ParamSpec("w", mask.shape, "linear", True)}, seed=0)
         sparse = SparseWeight.from_dense(weight, Support.from_mask(mask))
-        exchange = method.exchange(
-            {"w": sparse}, step=1, seed=0, gradients={"w": ArrayGradient(gradient, rows)}
-        )["w"]
+        exchange = method.exchange({"w": sparse}, step=1, seed=0, gradients={"w": ArrayGradient(gradient, rows)})["w"]
         np.testing.assert_array_equal(exchange.new.mask(), new)
-        np.testing.assert_array_equal(
-            SparseWeight(exchange.new, exchange.carry(sparse.values)).dense(), values
-        )
+        np.testing.assert_array_equal(SparseWeight(exchange.new, exchange.carry(sparse.values)).dense(), values)
 
 
 @given(seeds, st.floats(0, 1))
@@ -142,9 +136,7 @@ def test_gate_by_gate_is_each_gate_alone(seed):
     by_gradient = exchange_masks(weight, mask, gradient=gradient, **options)
     uniforms = rng.random(mask.shape)
     bernoulli = replace(AUTHORS, pool="gate")
-    coins = exchange_masks(
-        weight, mask, drop_fraction=0.4, conventions=bernoulli, blocks=gates, uniforms=uniforms
-    )
+    coins = exchange_masks(weight, mask, drop_fraction=0.4, conventions=bernoulli, blocks=gates, uniforms=uniforms)
     for rows, drawn in zip(gates.values(), ranks):
         if mask[rows].any():
             new, _ = authors_step(weight[rows], mask[rows], uniforms[rows], 0.4, int(mask[rows].sum()))
@@ -157,9 +149,7 @@ def test_gate_by_gate_is_each_gate_alone(seed):
 
 def test_set_counts_of_the_original_program():
     # 111 negative and 89 positive weights, zeta 0.3: the original program, which rounds up, keeps 77 and 62.
-    values = (
-        np.random.default_rng(0).permutation(np.concatenate([-np.arange(1, 112), np.arange(1, 90)])) / 100.0
-    )
+    values = np.random.default_rng(0).permutation(np.concatenate([-np.arange(1, 112), np.arange(1, 90)])) / 100.0
     kept = np.delete(values, by_sign(values, 0.3, Conventions(drop_rounding="ceil")))
     assert ((kept < 0).sum(), (kept > 0).sum()) == (77, 62)
     assert kept[kept < 0].max() == -0.35
@@ -241,9 +231,7 @@ def test_nan_scores_are_refused():
 
 @given(st.integers(0, 40), st.data())
 def test_ranks_of_free_places(size, data):
-    taken = np.array(
-        sorted(data.draw(st.sets(st.integers(0, max(size - 1, 0)), max_size=size))) if size else [], int
-    )
+    taken = np.array(sorted(data.draw(st.sets(st.integers(0, max(size - 1, 0)), max_size=size))) if size else [], int)
     candidates = Candidates(size, taken)
     free = np.setdiff1d(np.arange(size), taken)
     np.testing.assert_array_equal(candidates.at(np.arange(candidates.count)), free)

@@ -13,9 +13,7 @@ from hypothesis import strategies as st
 
 from refimpl.training.metrics import MetricsWriter, read_metrics
 
-SHARED_FOLDER = settings(
-    suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=50
-)
+SHARED_FOLDER = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=50)
 ENTRIES = st.integers() | st.text(max_size=4)
 RECORDS = st.lists(st.dictionaries(st.text(max_size=4), ENTRIES, max_size=3), max_size=6)
 

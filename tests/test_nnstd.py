@@ -118,9 +118,7 @@ def test_renaming_the_units_of_an_lstm(seed):
     assert found.distance == 0
     np.testing.assert_array_equal(order[found.matching], np.arange(hidden))
     # Planted mistake: recurrent columns that are not renamed.
-    stale = lstm_distance(
-        *supports([ih, hh]), other[0], Support.from_mask(hh[rows]), columns=np.argsort(below)
-    )
+    stale = lstm_distance(*supports([ih, hh]), other[0], Support.from_mask(hh[rows]), columns=np.argsort(below))
     assert (stale.distance > 0) == (not np.array_equal(hh[rows], hh[rows][:, order]))
 
 

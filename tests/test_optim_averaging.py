@@ -37,14 +37,10 @@ def start(seed: int, dtype: type) -> np.ndarray:
 
 def exchange(support: Support, mask: np.ndarray, regrown: np.ndarray) -> carry.Exchange:
     old = support.mask()
-    return carry.Exchange.of(
-        support, np.flatnonzero((old & ~mask) | regrown), np.flatnonzero((mask & ~old) | regrown)
-    )
+    return carry.Exchange.of(support, np.flatnonzero((old & ~mask) | regrown), np.flatnonzero((mask & ~old) | regrown))
 
 
-lives = given(
-    seed=st.integers(0, 10**6), every=st.integers(1, 4), dtype=st.sampled_from([np.float32, np.float64])
-)
+lives = given(seed=st.integers(0, 10**6), every=st.integers(1, 4), dtype=st.sampled_from([np.float32, np.float64]))
 
 
 @lives
@@ -156,12 +152,8 @@ def masked_loop(optimizer: ASGD, w: np.ndarray, ax: np.ndarray, grad: np.ndarray
 
 @lives
 @settings(deadline=None, max_examples=60)
-@pytest.mark.parametrize(
-    "options", [{}, {"t0": 2.0, "lambd": 0.1, "weight_decay": 0.02}], ids=["nt-asgd", "asgd"]
-)
-def test_leaking_average_is_the_masked_loop(
-    options: dict[str, float], seed: int, every: int, dtype: type
-) -> None:
+@pytest.mark.parametrize("options", [{}, {"t0": 2.0, "lambd": 0.1, "weight_decay": 0.02}], ids=["nt-asgd", "asgd"])
+def test_leaking_average_is_the_masked_loop(options: dict[str, float], seed: int, every: int, dtype: type) -> None:
     """Dense step, then the mask on the weights alone: the averages leak, to the same bits."""
     optimizer = LeakingASGD(**options)
     w = start(seed, dtype)

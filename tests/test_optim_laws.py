@@ -22,9 +22,7 @@ def sgd_form(o: SGD) -> ClosedForm:
         w, g = [start], []
         for k, grad in enumerate(grads):
             g.append(grad + o.weight_decay * w[-1])
-            weights = [
-                o.momentum ** (k - s) * (1.0 if s + born == 1 else 1 - o.dampening) for s in range(k + 1)
-            ]
+            weights = [o.momentum ** (k - s) * (1.0 if s + born == 1 else 1 - o.dampening) for s in range(k + 1)]
             b = math.fsum(c * x for c, x in zip(weights, g, strict=True))
             direction = g[-1] if o.momentum == 0 else g[-1] + o.momentum * b if o.nesterov else b
             w.append(w[-1] - lr * direction)

@@ -22,9 +22,7 @@ from refimpl.training.metrics import MetricsWriter, read_metrics
 from refimpl.training.run_folder import RunFolder
 
 DATA = {"name": "toy", "sha256": "ab12", "vocabulary_size": 7}
-SHARED_FOLDER = settings(
-    suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=50
-)
+SHARED_FOLDER = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=50)
 
 
 def create(path: Path, *changes: str) -> RunFolder:
@@ -171,9 +169,7 @@ def names(run: RunFolder) -> list[str]:
 
 @SHARED_FOLDER
 @given(data=st.data())
-def test_the_last_ones_and_the_best_are_kept(
-    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
-) -> None:
+def test_the_last_ones_and_the_best_are_kept(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     keep = data.draw(st.integers(1, 3))
     steps = sorted(data.draw(st.sets(st.integers(1, 10**9), min_size=1, max_size=6)))
     best = data.draw(st.sampled_from(steps))
@@ -199,9 +195,7 @@ def test_the_best_is_not_changed_by_later_saves(tmp_path: Path) -> None:
         assert names(run) == ["best.npz", "step-00000001.npz", "step-00000002.npz"]
 
 
-def test_an_unreadable_newest_checkpoint_is_left_out_and_said(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_unreadable_newest_checkpoint_is_left_out_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with create(tmp_path / "run") as run:
         for step in (10, 20):
             run.save(step, {"a": np.array([step])}, {})

@@ -10,7 +10,8 @@ import pytest
 from refimpl.kernels import dense, threads
 from refimpl.testing.training import tiny_config, tiny_corpus
 from refimpl.training.config import Config
-from refimpl.training.loop import Run, pack
+from refimpl.training.loop import Run
+from refimpl.training.state import pack
 
 METHODS: dict[str, dict[str, Any]] = {
     "dense": {},
@@ -50,7 +51,7 @@ def bits(config: Config) -> dict[str, bytes]:
     """Train, and return the bytes of everything that the run then holds."""
     run = Run(config, tiny_corpus(vocabulary=150, train=40 * 10))
     assert run.train() == "finished"
-    arrays, meta = pack(run.trainer)
+    arrays, meta = pack(run.state, run.trainer.method)
     return {name: array.tobytes() for name, array in arrays.items()} | {"meta": repr(meta).encode()}
 
 

@@ -16,9 +16,10 @@ from refimpl.testing.language_model import loss_and_grads
 from refimpl.testing.training import dense, tiny_config, tiny_corpus
 from refimpl.training import checkpoint, evaluate, loop
 from refimpl.training.config import Config
-from refimpl.training.loop import Observer, Run, pack
+from refimpl.training.loop import Observer, Run
 from refimpl.training.metrics import read_metrics
 from refimpl.training.run_folder import RunFolder
+from refimpl.training.state import pack
 from refimpl.training.trainer import NonFiniteLossError, StepResult
 from refimpl.weights import SparseWeight, values_of
 
@@ -187,7 +188,7 @@ def test_a_drop_fraction_of_0_is_static_training(method: str, optimizer: dict[st
     for table in (still, {"name": "static"}):
         run = Run(tiny_config(method=table, optimizer=optimizer, training={"epochs": 3}), CORPUS)
         run.train()
-        held.append(pack(run.trainer)[0])
+        held.append(pack(run.state, run.trainer.method)[0])
     assert held[0].keys() == held[1].keys()
     assert not [name for name in held[0] if held[0][name].tobytes() != held[1][name].tobytes()]
 
@@ -378,7 +379,7 @@ def test_a_text_with_nothing_to_predict_is_refused_at_once() -> None:
 def test_a_weight_that_is_nan_stops_the_run(tier: str, tmp_path: Path) -> None:
     run = open_run(tmp_path / "run", tiny_config(method={"name": "static"}))
     values_of(run.state.params["rnn.weight_hh_l1"])[3] = np.nan
-    before = {name: a.tobytes() for name, a in pack(run.trainer)[0].items()}
+    before = {name: a.tobytes() for name, a in pack(run.state, run.trainer.method)[0].items()}
     try:
         with (
             kernels.use(tier),

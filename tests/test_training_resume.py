@@ -17,11 +17,12 @@ from hypothesis import strategies as st
 
 from refimpl.kernels import threads
 from refimpl.testing.training import tiny_config, tiny_corpus
-from refimpl.training import checkpoint, loop
+from refimpl.training import checkpoint, state
 from refimpl.training.config import Config
-from refimpl.training.loop import Observer, Run, pack
+from refimpl.training.loop import Observer, Run
 from refimpl.training.metrics import read_metrics
 from refimpl.training.run_folder import RunFolder
+from refimpl.training.state import pack
 from refimpl.training.trainer import StepResult
 
 CORPUS = tiny_corpus(vocabulary=30, train=140, valid=60)
@@ -108,7 +109,7 @@ def finish(path: Path, config: Config, stops: tuple[tuple[int, Way], ...] = ()) 
 
 def left_by(run: Run, path: Path) -> Result:
     """Return the state as bytes, the records without times, and both kinds of checkpoints."""
-    arrays, meta = pack(run.trainer)
+    arrays, meta = pack(run.state, run.trainer.method)
     latest = RunFolder.open(path).latest_valid()
     best = RunFolder.open(path).best()
     assert latest is not None
@@ -186,7 +187,7 @@ def test_the_trigger_is_among_what_is_crossed(method: str, optimizer: str) -> No
 @pytest.mark.parametrize("key", ["updates", "history", "averaging", "loss_sum", "best", "window", "flops", "epoch"])
 def test_catches_a_forgotten_counter(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = json_copy(straight("selfish", "nt-asgd"))
-    monkeypatch.setattr(loop, "_COUNTERS", tuple(k for k in loop._COUNTERS if k != key))
+    monkeypatch.setattr(state, "_COUNTERS", tuple(k for k in state._COUNTERS if k != key))
     at = 10 if key == "history" else 24  # after the trigger nobody asks for the history
     with tempfile.TemporaryDirectory() as folder:
         try:

@@ -41,10 +41,7 @@ def test_the_order_is_canonical(mask):
     assert support.indptr[0] == 0
     assert support.indptr[-1] == support.nnz
     for i, row in enumerate(mask.reshape(rows, columns)):
-        assert (
-            support.indices[support.indptr[i] : support.indptr[i + 1]].tolist()
-            == np.flatnonzero(row).tolist()
-        )
+        assert support.indices[support.indptr[i] : support.indptr[i + 1]].tolist() == np.flatnonzero(row).tolist()
     assert np.array_equal(support.row_counts, mask.reshape(rows, columns).sum(axis=1))
     assert support.flat.dtype == support.rows.dtype == support.indptr.dtype == np.int64
 

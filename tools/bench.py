@@ -3,7 +3,8 @@
     python tools/bench.py lstm --threads 1,2 --sparsity 0.67,0.9 --json lstm.json
     python tools/bench.py memory
 
-Candidates of a table take turns in one process; medians and ratios are printed. Peers that are not installed are left out and named.
+Candidates of a table take turns in one process; medians and ratios are printed. Peers that are not installed are left
+out and named.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ def lstm_params(size: int, layers: int, density: float | None) -> Params:
             if len(shape) == 1 or density is None:
                 params[name] = rng.uniform(-bound, bound, shape).astype(np.float32)
             else:
-                flat = np.sort(rng.choice(shape[0] * shape[1], round(density * shape[0] * shape[1]), replace=False, shuffle=False))
+                flat = np.sort(
+                    rng.choice(shape[0] * shape[1], round(density * shape[0] * shape[1]), replace=False, shuffle=False)
+                )
                 support = Support(shape, flat)
                 params[name] = SparseWeight(support, rng.uniform(-bound, bound, support.nnz).astype(np.float32))
     return params
@@ -90,7 +93,9 @@ def torch_step(size: int, layers: int, x: np.ndarray, dy: np.ndarray, count: int
         return None
     torch.set_num_threads(count)
     model = torch.nn.LSTM(size, size, layers)
-    inputs = torch.tensor(np.ascontiguousarray(x.transpose(0, 2, 1)), requires_grad=True)  # its gradient goes to the embedding
+    inputs = torch.tensor(
+        np.ascontiguousarray(x.transpose(0, 2, 1)), requires_grad=True
+    )  # its gradient goes to the embedding
     outer = torch.tensor(np.ascontiguousarray(dy.transpose(0, 2, 1)))
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
 
@@ -171,9 +176,16 @@ print(held, peak, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base) * 
 def bench_memory(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Measure the memory of a training step of one LSTM layer, in a process of its own for each density."""
     size = 1500
-    activations = 4 * STEPS * BATCH * size * (4 + 4 + 1 + 1 + 1 + 1 + 1 + 1)  # gates, their gradients, x, dx, h, h_prev, c, dy
-    print(f"one LSTM layer of {size} units, batch {BATCH}, {STEPS} steps, float32; a dense weight takes {16 * size * size / 2**20:.0f} MiB")
-    print(f"{'density':>8}{'weights MiB':>13}{'peak MiB':>10}{'of which activations':>22}{'rest, bytes a non-zero':>24}")
+    activations = (
+        4 * STEPS * BATCH * size * (4 + 4 + 1 + 1 + 1 + 1 + 1 + 1)
+    )  # gates, their gradients, x, dx, h, h_prev, c, dy
+    print(
+        f"one LSTM layer of {size} units, batch {BATCH}, {STEPS} steps, float32; "
+        f"a dense weight takes {16 * size * size / 2**20:.0f} MiB"
+    )
+    print(
+        f"{'density':>8}{'weights MiB':>13}{'peak MiB':>10}{'of which activations':>22}{'rest, bytes a non-zero':>24}"
+    )
     records = []
     for density in (None, 0.5, 0.33, 0.1, 0.05, 0.02):
         code = MEMORY_CHILD.format(folder=str(Path(__file__).parent), size=size, density=density)
@@ -181,7 +193,10 @@ def bench_memory(args: argparse.Namespace) -> list[dict[str, Any]]:
         held, peak, _ = (int(word) for word in out.split())
         nnz = 8 * size * size * (density or 1)
         rest = (peak - activations) / nnz
-        print(f"{density or 1:8.2f}{held / 2**20:13.1f}{peak / 2**20:10.1f}{activations / 2**20:22.1f}{rest:24.1f}", flush=True)
+        print(
+            f"{density or 1:8.2f}{held / 2**20:13.1f}{peak / 2**20:10.1f}{activations / 2**20:22.1f}{rest:24.1f}",
+            flush=True,
+        )
         records.append({"case": "memory-lstm-1500", "density": density or 1, "weights_bytes": held, "peak_bytes": peak})
     return records
 

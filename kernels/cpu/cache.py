@@ -1,8 +1,9 @@
 """Where compiled kernels are kept between processes.
 
-Numba looks for changes in the file of a compiled function, but not in what that file imports: a kernel would go on running with row kernels of an older version. So
-the folder is named by a digest of all sources of this package. It lies outside the installed package, which may be read-only, and may be shared: Numba writes a
-kernel under another name and renames it, and keeps an index for each processor type.
+Numba looks for changes in the file of a compiled function, but not in what that file imports: a kernel would go on
+running with row kernels of an older version. So the folder is named by a digest of all sources of this package. It lies
+outside the installed package, which may be read-only, and may be shared: Numba writes a kernel under another name and
+renames it, and keeps an index for each processor type.
 """
 
 from __future__ import annotations
@@ -15,15 +16,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
-import numba
+from numba.core import config as numba_config
 
 SETTING = "REFIMPL_CACHE"
 
 
 @lru_cache(maxsize=1)
 def folder() -> Path:
-    """Return the folder of this version's compiled kernels: under ``REFIMPL_CACHE``, the user's cache folder, or else a temporary one."""
+    """Return the folder of this version's compiled kernels.
+
+    It lies under ``REFIMPL_CACHE``, else in the user's cache folder, else in a temporary one.
+    """
     digest = hashlib.sha256()
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.read_bytes())
@@ -59,9 +64,10 @@ def size() -> int:
 @contextmanager
 def in_use() -> Iterator[None]:
     """Let functions that are decorated inside keep their compiled code in :func:`folder`."""
-    before = numba.config.CACHE_DIR
-    numba.config.CACHE_DIR = str(folder())
+    config: Any = numba_config  # its attributes are made at run time
+    before = config.CACHE_DIR
+    config.CACHE_DIR = str(folder())
     try:
         yield
     finally:
-        numba.config.CACHE_DIR = before
+        config.CACHE_DIR = before

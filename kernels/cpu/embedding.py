@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
+from refimpl.kernels import memory
 from refimpl.kernels.cpu.runtime import kernel, run
 from refimpl.kernels.types import Pattern, SparseMatrix
-from refimpl.kernels import memory
 
 
 @kernel
 def lookup(tokens, indptr, index, values, out):  # type: ignore[no-untyped-def]
-    """``out[t, index[k], b] = values[k]`` for the entries ``k`` of row ``tokens[t, b]``; out (T, E, B) is zeroed here."""
+    """``out[t, index[k], b] = values[k]`` for the entries ``k`` of row ``tokens[t, b]``; out (T, E, B) is zeroed."""
     for t in prange(tokens.shape[0]):
         out[t] = 0
         for b in range(tokens.shape[1]):

@@ -1,7 +1,8 @@
 """An LSTM layer over a window as one composition, in a layout of its own.
 
-The products that do not recur (``W_ih x``, and both backward products of ``W_ih``) run over panels of several time steps. What recurs is one product for each
-step, ``W_hh h``, on rows of one batch; the gates follow it in registers, on the thread that computed their four rows.
+The products that do not recur (``W_ih x``, and both backward products of ``W_ih``) run over panels of several time
+steps. What recurs is one product for each step, ``W_hh h``, on rows of one batch; the gates follow it in registers, on
+the thread that computed their four rows.
 """
 
 from __future__ import annotations
@@ -52,10 +53,15 @@ def cell_forward(typingctx, quads, gates, at, gate_stride, cells, before, after,
 
 
 @intrinsic
-def cell_backward(typingctx, quads, gates, at, gate_stride, d_gates, step, to, step_stride, cells, before, after, dy, dy_at, dh, dc, state_at):  # type: ignore[no-untyped-def]
-    """One hidden unit, one time step, backward: from ``dh + dy`` and ``dc`` to the gradients of the four pre-activations.
+def cell_backward(  # type: ignore[no-untyped-def]
+    typingctx, quads, gates, at, gate_stride, d_gates, step, to, step_stride,
+    cells, before, after, dy, dy_at, dh, dc, state_at,
+):  # fmt: skip
+    """One hidden unit, one time step, backward: from ``dh + dy`` and ``dc`` to the gradients of the four
+    pre-activations.
 
-    They are written to ``d_gates`` (where ``gates`` has them) for the weight gradients, and to ``step`` for the next recurrent product.
+    They are written to ``d_gates`` (where ``gates`` has them) for the weight gradients, and to ``step`` for the next
+    recurrent product.
     """
     n = types.intp
     signature = types.void(quads, gates, n, n, d_gates, step, n, n, cells, n, n, dy, n, dh, dc, n)
@@ -82,7 +88,9 @@ def cell_backward(typingctx, quads, gates, at, gate_stride, d_gates, step, to, s
             rows.mul(rows.mul(d_cell, i), rows.sub(one, rows.mul(g, g))),
             rows.mul(rows.mul(d_hidden, tanh_cell), times_complement(o)),
         )
-        for row, p, q in zip(d_pre, offsets(f.pointer(4, 2), arguments[3]), offsets(f.pointer(5, 6), arguments[7]), strict=True):
+        for row, p, q in zip(
+            d_pre, offsets(f.pointer(4, 2), arguments[3]), offsets(f.pointer(5, 6), arguments[7]), strict=True
+        ):
             rows.store(row, p)
             rows.store(row, q)
         rows.store(rows.mul(d_cell, forget), f.pointer(14, 15))
@@ -95,8 +103,9 @@ def cell_backward(typingctx, quads, gates, at, gate_stride, d_gates, step, to, s
 def recur_forward(quads, values, index, starts, bounds, gates, cells, hidden):  # type: ignore[no-untyped-def]
     """Run the recurrence of one layer.
 
-    gates (P, 4H, w) hold ``W_ih x + b`` on entry and activations on return, ``w // b`` steps a panel; cells and hidden (T + 1, H, b) hold the first state
-    at 0. Lines are the rows of W_hh; ``bounds`` cut the hidden units, whose four gate rows stay together.
+    gates (P, 4H, w) hold ``W_ih x + b`` on entry and activations on return, ``w // b`` steps a panel; cells and hidden
+    (T + 1, H, b) hold the first state at 0. Lines are the rows of W_hh; ``bounds`` cut the hidden units, whose four
+    gate rows stay together.
     """
     steps, size, batch = hidden.shape[0] - 1, hidden.shape[1], hidden.shape[2]
     width = gates.shape[2]
@@ -126,8 +135,9 @@ def recur_forward(quads, values, index, starts, bounds, gates, cells, hidden):  
 def recur_backward(quads, values, index, starts, bounds, gates, cells, dy, dh, dc, d_gates, d_step):  # type: ignore[no-untyped-def]
     """Run the recurrence backward.
 
-    Lines are the columns of W_hh. ``dh`` and ``dc`` (H, b) hold the gradient of the last state on entry and of the first on return; ``d_step`` (2, 4H, b) is
-    scratch: the pre-activation gradients of this step and of the one after it.
+    Lines are the columns of W_hh. ``dh`` and ``dc`` (H, b) hold the gradient of the last state on entry and of the
+    first on return; ``d_step`` (2, 4H, b) is scratch: the pre-activation gradients of this step and of the one after
+    it.
     """
     steps, size, batch = dy.shape
     width = gates.shape[2]
@@ -143,8 +153,8 @@ def recur_backward(quads, values, index, starts, bounds, gates, cells, dy, dh, d
                 for tile in range(starts.shape[0]):
                     for u in range(bounds[c], bounds[c + 1]):
                         gather_row(
-                            quads, flat_step, (back - 1) % 2 * half, batch, values, index, starts[tile, u], starts[tile, u + 1],
-                            flat_dh, u * batch, tile > 0, values.dtype.type(0),
+                            quads, flat_step, (back - 1) % 2 * half, batch, values, index,
+                            starts[tile, u], starts[tile, u + 1], flat_dh, u * batch, tile > 0, values.dtype.type(0),
                         )  # fmt: skip
             if t >= 0:
                 for u in range(bounds[c], bounds[c + 1]):
@@ -221,7 +231,13 @@ def lstm_forward(
 
 
 def lstm_backward(
-    w_ih: SparseMatrix, w_hh: SparseMatrix, trace: Trace, dy: np.ndarray, dh: np.ndarray, dc: np.ndarray, input_gradient: bool
+    w_ih: SparseMatrix,
+    w_hh: SparseMatrix,
+    trace: Trace,
+    dy: np.ndarray,
+    dh: np.ndarray,
+    dc: np.ndarray,
+    input_gradient: bool,
 ) -> LSTMBackward:
     """Run its backward pass; see :func:`refimpl.kernels.spec.lstm_backward`."""
     parts, steps, size, width = trace.hidden.shape
@@ -246,10 +262,18 @@ def lstm_backward(
     if input_gradient:
         packed_dx, dw_ih = backward_panels(w_ih, d_gates, trace.x)
         shape = (steps, trace.x.shape[1], width)
-        dx = _join(np.stack([panels.unpack(packed_dx[q * count : (q + 1) * count], shape) for q in range(parts)]), trace.batch)
+        dx = _join(
+            np.stack([panels.unpack(packed_dx[q * count : (q + 1) * count], shape) for q in range(parts)]), trace.batch
+        )
     return LSTMBackward(
-        dx, _join(split_dh, trace.batch), _join(split_dc, trace.batch),
-        d_gates, trace.x, _pack(trace.hidden[:, :-1]), sum_rows(d_gates), dw_ih,
+        dx,
+        _join(split_dh, trace.batch),
+        _join(split_dc, trace.batch),
+        d_gates,
+        trace.x,
+        _pack(trace.hidden[:, :-1]),
+        sum_rows(d_gates),
+        dw_ih,
     )
 
 

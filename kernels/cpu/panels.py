@@ -1,8 +1,9 @@
 """Panels: the layout that the row kernels read.
 
-The columns of an activation array (..., F, N) are regrouped into panels (P, F, w): narrow enough that the rows which one line of a sparse matrix
-gathers stay in a near cache, wide enough that a non-zero's value and index are paid for by several vectors, each row on a cache line of its own.
-Time steps of a small batch share a panel (batch 20: four steps, 80 columns); a large batch is cut.
+The columns of an activation array (..., F, N) are regrouped into panels (P, F, w): narrow enough that the rows which
+one line of a sparse matrix gathers stay in a near cache, wide enough that a non-zero's value and index are paid for by
+several vectors, each row on a cache line of its own. Time steps of a small batch share a panel (batch 20: four steps,
+80 columns); a large batch is cut.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ MAX_BYTES = 512  # of one row of a panel: eight registers, so that four non-zero
 
 
 class Layout(NamedTuple):
-    """How the columns of (panels, F, N) are grouped: either several input panels to one of ours, or one cut into several."""
+    """How the columns of (panels, F, N) are grouped: several input panels to one of ours, or one cut into several."""
 
-    panels: int  # of the input
+    panels_in: int  # of the input
     columns: int  # of each input panel
     together: int  # input panels in one of ours
     pieces: int  # of ours in one input panel
@@ -29,9 +30,9 @@ class Layout(NamedTuple):
     width: int
 
     @property
-    def count(self) -> int:
+    def panels_out(self) -> int:
         """Number of our panels."""
-        return -(-self.panels // self.together) * self.pieces
+        return -(-self.panels_in // self.together) * self.pieces
 
 
 def layout(panels: int, columns: int, itemsize: int) -> Layout:
@@ -63,7 +64,8 @@ def are_panels(x: np.ndarray) -> bool:
 
 
 def pack(x: np.ndarray, fill: float = 0, itemsize: int = 0) -> np.ndarray:
-    """Return the columns of ``x`` (..., F, N) as panels (P, F, w); an array that is in the layout already is returned as it is.
+    """Return the columns of ``x`` (..., F, N) as panels (P, F, w); an array that is in the layout already is returned
+    as it is.
 
     ``itemsize`` asks for the layout of another type, to group labels as the activations that they belong to.
     """
@@ -71,10 +73,10 @@ def pack(x: np.ndarray, fill: float = 0, itemsize: int = 0) -> np.ndarray:
         return x
     x = x.reshape(-1, *x.shape[-2:])
     lay = layout(x.shape[0], x.shape[2], itemsize or x.itemsize)
-    out = memory.empty((lay.count, x.shape[1], lay.width), x.dtype)
-    if lay.count * lay.width != lay.panels * lay.columns:
+    out = memory.empty((lay.panels_out, x.shape[1], lay.width), x.dtype)
+    if lay.panels_out * lay.width != lay.panels_in * lay.columns:
         out[...] = fill
-    for p in range(lay.panels):
+    for p in range(lay.panels_in):
         for q in range(lay.pieces):
             piece = x[p, :, q * lay.part : (q + 1) * lay.part]
             start = p % lay.together * lay.columns
@@ -89,7 +91,7 @@ def unpack(panels: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     out = memory.empty(shape, panels.dtype)
     x = out.reshape(-1, *shape[-2:])
     lay = layout(x.shape[0], x.shape[2], x.itemsize)
-    for p in range(lay.panels):
+    for p in range(lay.panels_in):
         for q in range(lay.pieces):
             piece = x[p, :, q * lay.part : (q + 1) * lay.part]
             start = p % lay.together * lay.columns

@@ -1,13 +1,15 @@
 """What the row kernels derive from a pattern: its transposed twin, and tiles of columns.
 
-Both depend on the topology alone. They are made once for each support, kept with it, and take memory in proportion to its non-zeros: an index and a
-place for each entry in each orientation and tiling that is in use, and one pointer for every twenty entries at most.
+Both depend on the topology alone. They are made once for each support, kept with it, and take memory in proportion to
+its non-zeros: an index and a place for each entry in each orientation and tiling that is in use, and one pointer for
+every twenty entries at most.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import scipy.sparse
@@ -16,11 +18,14 @@ from refimpl.kernels import threads
 from refimpl.kernels.types import Pattern
 
 _TILE_BYTES = 40 << 10  # of the gathered panel: what the level-1 cache holds beside the stream of values and indices
-_MIN_ROW_NONZEROS = 20  # fewer in a row of a tile, and loading and storing the accumulated row costs more than the cache saves
+_MIN_ROW_NONZEROS = (
+    20  # fewer in a row of a tile, and loading and storing the accumulated row costs more than the cache saves
+)
 _CHUNKS_PER_THREAD = 4
 
 
-class Tiles(NamedTuple):
+@dataclass(frozen=True)
+class Tiles:
     """Lines cut into tiles, stored tile by tile so that a kernel reads values and indices straight on.
 
     Attributes
@@ -32,8 +37,9 @@ class Tiles(NamedTuple):
     place : ndarray of int or None
         Where each entry of the pattern stands here; None if the orders are the same.
     order : ndarray of int or None
-        The inverse of ``place``, for columns. Values of rows are read straight on and written to as many streams as there are tiles; for columns
-        there would be thousands of streams, and random reads within a tile, which the level-2 cache holds, are faster.
+        The inverse of ``place``, for columns. Values of rows are read straight on and written to as many streams as
+        there are tiles; for columns there would be thousands of streams, and random reads within a tile, which the
+        level-2 cache holds, are faster.
     """
 
     index: np.ndarray
@@ -85,7 +91,9 @@ class Lines:
             return Tiles(self.index, self.pointer[None, :], _inverse(self.order), self.order)
         span = -(-self.across // count)
         tile = (self.index // np.int64(span)).astype(np.uint16)
-        key = np.repeat(np.arange(self.count, dtype=np.int64), np.diff(self.pointer)) + tile.astype(np.int64) * self.count
+        key = (
+            np.repeat(np.arange(self.count, dtype=np.int64), np.diff(self.pointer)) + tile.astype(np.int64) * self.count
+        )
         sizes = np.bincount(key, minlength=self.count * count).reshape(count, self.count)
         starts = np.zeros((count, self.count + 1), np.int64)
         np.cumsum(sizes, axis=1, out=starts[:, 1:])
@@ -98,7 +106,8 @@ class Lines:
     def chunks(self, count: int, groups: int = 1) -> np.ndarray:
         """Cut the lines into ``count`` stretches of about equal numbers of entries.
 
-        With ``groups`` > 1, line ``u`` stands for itself and the lines ``u + lines / groups``, ... : the gates of a hidden unit.
+        With ``groups`` > 1, line ``u`` stands for itself and the lines ``u + lines / groups``, ... : the gates of a
+        hidden unit.
         """
         key = (count, groups)
         if key not in self._chunks:

@@ -1,7 +1,7 @@
 """The products of a sparse linear map: loops of row kernels over panels, tiles and chunks of lines.
 
-Every output element is computed by one thread in an order that depends on the pattern and the panel's width alone, so the number of threads does not
-change a bit of the result.
+Every output element is computed by one thread in an order that depends on the pattern and the panel's width alone, so
+the number of threads does not change a bit of the result.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from refimpl.kernels.types import Pattern, SparseMatrix
 def gather(quads, values, index, starts, bounds, x, offset, out):  # type: ignore[no-untyped-def]
     """``out[p, i] = offset[i] + sum over k in line i of values[k] * x[p, index[k]]``.
 
-    x (P, across, w), offset (lines,), out (P, lines, w). Reads nnz · P rows of w numbers, of which a tile's stay in the level-1 cache.
+    x (P, across, w), offset (lines,), out (P, lines, w). Reads nnz · P rows of w numbers, of which a tile's stay in the
+    level-1 cache.
     """
     panels, across, width = x.shape
     lines = out.shape[1]
@@ -59,7 +60,8 @@ def dot(quads, index, starts, bounds, y, x, out):  # type: ignore[no-untyped-def
 
 @kernel
 def gather_dot(quads, values, index, starts, bounds, y, x, out, grad):  # type: ignore[no-untyped-def]
-    """Both backward products over the lines of the transposed twin: ``out = W^T y`` and ``grad[k] = <x[j], y[index[k]]>``.
+    """Both backward products over the lines of the transposed twin: ``out = W^T y`` and
+    ``grad[k] = <x[j], y[index[k]]>``.
 
     y (P, across, w), x and out (P, lines, w), grad (nnz,) in the twin's order.
     """
@@ -72,8 +74,8 @@ def gather_dot(quads, values, index, starts, bounds, y, x, out, grad):  # type: 
                 for j in range(bounds[c], bounds[c + 1]):
                     at = (p * lines + j) * width
                     gather_dot_row(
-                        quads, flat_y, p * across * width, width, flat_x, at, values, index, starts[t, j], starts[t, j + 1],
-                        grad, p > 0, flat_out, at, t > 0,
+                        quads, flat_y, p * across * width, width, flat_x, at, values, index,
+                        starts[t, j], starts[t, j + 1], grad, p > 0, flat_out, at, t > 0,
                     )  # fmt: skip
 
 

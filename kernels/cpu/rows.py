@@ -1,8 +1,9 @@
 """The row kernels that every sparse product is made of.
 
-Each reads one line of a sparse matrix, the entries ``start <= k < end`` with columns ``index[k]``, and one row of a panel for each of
-them; the row that accumulates stays in registers. For each non-zero and each vector of 16 numbers that is one vector load, one fused multiply–add, and a
-share of the load of the value and the index: with the panel in the level-1 cache the load port is the limit, at two vectors a cycle.
+Each reads one line of a sparse matrix, the entries ``start <= k < end`` with columns ``index[k]``, and one row of a
+panel for each of them; the row that accumulates stays in registers. For each non-zero and each vector of 16 numbers
+that is one vector load, one fused multiply–add, and a share of the load of the value and the index: with the panel in
+the level-1 cache the load port is the limit, at two vectors a cycle.
 
 Panels are flat arrays: row ``j`` starts at ``base + j * stride``.
 """
@@ -49,8 +50,8 @@ class Frame:
 def gather_row(typingctx, quads, x, base, stride, values, index, start, end, out, to, add, offset):  # type: ignore[no-untyped-def]
     """``out[to : to + width] = offset + sum over k of values[k] * x[base + index[k] * stride : + width]``.
 
-    Where ``add`` is true, what ``out`` holds stands for the offset. Four non-zeros are added up independently, where there are registers for it,
-    so that each multiply–add need not wait for the one before.
+    Where ``add`` is true, what ``out`` holds stands for the offset. Four non-zeros are added up independently, where
+    there are registers for it, so that each multiply–add need not wait for the one before.
     """
     size = types.intp
     signature = types.void(quads, x, size, size, values, index, size, size, out, size, types.boolean, values.dtype)
@@ -100,7 +101,14 @@ def dot_row(typingctx, quads, x, base, stride, y, at, index, start, end, out, ad
         def product(k: ir.Value) -> ir.Value:
             return rows.dot(fixed, rows.load(b.gep(x, [b.mul(f.index(index, k), stride)])))
 
-        k, _ = for_range(b, start, end, 4, [], lambda k, state: _store4(f, [product(b.add(k, INT(u))) for u in range(4)], out, k, arguments[10]))
+        k, _ = for_range(
+            b,
+            start,
+            end,
+            4,
+            [],
+            lambda k, state: _store4(f, [product(b.add(k, INT(u))) for u in range(4)], out, k, arguments[10]),
+        )
         for_range(b, k, end, 1, [], lambda k, state: _store1(f, product(k), out, k, arguments[10]))
         return context.get_dummy_value()
 

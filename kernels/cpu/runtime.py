@@ -14,8 +14,7 @@ from refimpl.kernels.cpu import cache
 
 log = logging.getLogger("refimpl.kernels")
 
-kernels: list[Any] = []
-"""Every compiled kernel, for ``refimpl info``."""
+_LAUNCHED = numba.get_num_threads()  # Numba launches as many threads as there are processors, and can mask some
 
 compile_seconds = 0.0
 """Time that this process has spent on compiling kernels, or loading them from the cache."""
@@ -26,9 +25,7 @@ def kernel(function: Any = None, *, parallel: bool = True) -> Any:
     if function is None:
         return partial(kernel, parallel=parallel)
     with cache.in_use():
-        compiled = numba.njit(parallel=parallel, nogil=True, cache=True)(function)
-    kernels.append(compiled)
-    return compiled
+        return numba.njit(parallel=parallel, nogil=True, cache=True)(function)
 
 
 def run(function: Any, *arguments: Any) -> None:
@@ -36,7 +33,7 @@ def run(function: Any, *arguments: Any) -> None:
     global compile_seconds
     count = threads.get()
     if numba.get_num_threads() != count:
-        numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
+        numba.set_num_threads(min(count, _LAUNCHED))
     known = len(function.overloads)
     start = time.perf_counter()
     function(*arguments)

@@ -1,7 +1,8 @@
 """Softmax cross-entropy over the rows of panels, for large vocabularies.
 
-Three passes over each panel, which is small enough to stay in a near cache between them: the greatest logit of each column, the exponentials and
-their sum, the scaling to the gradient. A row of the panel is a handful of registers, so the columns' maxima and sums never leave them.
+Three passes over each panel, which is small enough to stay in a near cache between them: the greatest logit of each
+column, the exponentials and their sum, the scaling to the gradient. A row of the panel is a handful of registers, so
+the columns' maxima and sums never leave them.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from refimpl.kernels.cpu.rows import Frame
 from refimpl.kernels.cpu.runtime import kernel, run
 from refimpl.kernels.cpu.vector import INT, QUAD, Row, for_range, quads
 
-_SUMMED_TOGETHER = 64  # exponentials added up before they join the column's sum: keeps the rounding error of a long sum small
+_SUMMED_TOGETHER = (
+    64  # exponentials added up before they join the column's sum: keeps the rounding error of a long sum small
+)
 
 
 @intrinsic

@@ -1,8 +1,9 @@
 """Building blocks of the row kernels: panel rows held in vector registers, written as LLVM vector code.
 
-Plain loops leave a factor of two to five on the table here: the compiler stores and reloads the accumulated row at every non-zero, because it cannot
-rule out that the arrays overlap, and it does not vectorise a loop over many arrays. Numba lets a function emit its own LLVM code (``@intrinsic``),
-so a row of a panel becomes a list of vectors that stay in registers. LLVM cuts them down for machines with narrower registers.
+Plain loops leave a factor of two to five on the table here: the compiler stores and reloads the accumulated row at
+every non-zero, because it cannot rule out that the arrays overlap, and it does not vectorise a loop over many arrays.
+Numba lets a function emit its own LLVM code (``@intrinsic``), so a row of a panel becomes a list of vectors that stay
+in registers. LLVM cuts them down for machines with narrower registers.
 
 A *row* below is a list of LLVM vectors that together hold ``width`` neighbouring numbers.
 """
@@ -50,7 +51,7 @@ class Rows:
             self.cuts.append((offset, lanes))
             offset += lanes
 
-    # --- whole rows -------------------------------------------------------------------------------------------------------------
+    # --- whole rows
 
     def load(self, pointer: ir.Value) -> Row:
         """Read the row that starts at ``pointer``."""
@@ -65,7 +66,9 @@ class Rows:
     def store(self, row: Row, pointer: ir.Value) -> None:
         """Write the row to ``pointer``."""
         for (offset, _), value in zip(self.cuts, row, strict=True):
-            self.b.store(value, self.b.bitcast(self.at(pointer, INT(offset)), value.type.as_pointer())).align = self.bytes
+            self.b.store(
+                value, self.b.bitcast(self.at(pointer, INT(offset)), value.type.as_pointer())
+            ).align = self.bytes
 
     def constant(self, number: float) -> Row:
         """Return a row of one number."""
@@ -111,10 +114,10 @@ class Rows:
         """Return the greater of each pair."""
         return [_call(self.b, "llvm.maxnum", *ab) for ab in zip(x, y, strict=True)]
 
-    # --- sums over a row ----------------------------------------------------------------------------------------------------------
+    # --- sums over a row
 
     def dot(self, x: Row, y: Row) -> ir.Value:
-        """Multiply two rows and add the products' vectors into one, in a fixed order; :meth:`sum` finishes the inner product."""
+        """Multiply two rows and add the vectors of products into one, in a fixed order; :meth:`sum` does the rest."""
         total = self.b.fmul(x[0], y[0])
         for u, v in zip(x[1:], y[1:], strict=True):
             short, lanes = u.type.count, total.type.count
@@ -148,7 +151,8 @@ class Rows:
         even = [lane for block in range(0, n, 4) for lane in (block, block + 2, n + block, n + block + 2)]
         return self.b.fadd(shuffle(self.b, x, y, even), shuffle(self.b, x, y, [lane + 1 for lane in even]))
 
-    # --- scalars and addresses --------------------------------------------------------------------------------------------------------
+    # --- scalars and addresses
+    # --------------------------------------------------------------------------------------------------------
 
     def at(self, pointer: ir.Value, offset: ir.Value) -> ir.Value:
         """Return the address ``offset`` elements on."""
@@ -158,7 +162,9 @@ class Rows:
         return ir.Constant(ir.VectorType(self.element, lanes), [number] * lanes)
 
 
-def for_range(b: ir.IRBuilder, start: ir.Value, stop: ir.Value, step: int, state: Row, body: Callable[[ir.Value, Row], Row]) -> tuple[ir.Value, Row]:
+def for_range(
+    b: ir.IRBuilder, start: ir.Value, stop: ir.Value, step: int, state: Row, body: Callable[[ir.Value, Row], Row]
+) -> tuple[ir.Value, Row]:
     """Emit ``while i + step <= stop: state = body(i, state); i += step`` and return the last ``i`` and state."""
     before = b.block
     head, inside, after = (b.append_basic_block(name) for name in ("head", "inside", "after"))
@@ -202,15 +208,15 @@ def _call(b: ir.IRBuilder, name: str, *vectors: ir.Value) -> ir.Value:
 
 
 def fma(b: ir.IRBuilder, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.Value:
-    """Return ``x * y + z``: ``fmuladd`` and not ``fma``, which is a slow library call on machines without the instruction."""
+    """Return ``x * y + z``: ``fmuladd``, for ``fma`` is a slow library call on machines without the instruction."""
     return _call(b, "llvm.fmuladd", x, y, z)
 
 
 def _expm1_parts(b: ir.IRBuilder, x: ir.Value) -> tuple[ir.Value, ir.Value]:
     r"""Return :math:`2^n` and :math:`2^n (e^r - 1)` where :math:`x = n \ln 2 + r` and :math:`|r| \le \ln 2 / 2`.
 
-    Cody and Waite's reduction; :math:`e^r - 1` is its Taylor polynomial, cut off where the next term is below half a unit in the last
-    place. Arguments are clamped to where the result is a normal number; NaN stays NaN.
+    Cody and Waite's reduction; :math:`e^r - 1` is its Taylor polynomial, cut off where the next term is below half a
+    unit in the last place. Arguments are clamped to where the result is a normal number; NaN stays NaN.
     """
     single = isinstance(x.type.element, ir.FloatType)
     lanes = x.type.count
@@ -224,7 +230,8 @@ def _expm1_parts(b: ir.IRBuilder, x: ir.Value) -> tuple[ir.Value, ir.Value]:
 
     integer = ir.VectorType(INT32 if single else INT, lanes)
     x = clamp(b, x, limit)
-    # Adding 1.5 * 2**mantissa rounds to an integer and leaves it in the sum's low bits; unlike a conversion it is defined for NaN
+    # Adding 1.5 * 2**mantissa rounds to an integer and leaves it in the sum's low bits; unlike a conversion it is
+    # defined for NaN
     shift = c(1.5 * 2.0**mantissa)
     shifted = b.fadd(b.fmul(x, c(1 / math.log(2))), shift)
     n = b.fsub(shifted, shift)
@@ -261,7 +268,7 @@ def sigmoid(b: ir.IRBuilder, x: ir.Value) -> ir.Value:
 
 
 def tanh(b: ir.IRBuilder, x: ir.Value) -> ir.Value:
-    """Return ``expm1(2x) / (expm1(2x) + 2)``, which loses nothing for small ``x``; clamped where the result rounds to ±1."""
+    """Return ``expm1(2x) / (expm1(2x) + 2)``, which loses nothing for small ``x``; clamped where it rounds to ±1."""
     x = clamp(b, x, 20.0)
     power, rest = _expm1_parts(b, b.fadd(x, x))
     expm1 = b.fadd(b.fsub(power, _ones(x)), rest)

@@ -87,12 +87,10 @@ def neuron_distances(a: Support, b: Support, columns: np.ndarray | None = None) 
     """
     if a.shape != b.shape or len(a.shape) != 2:
         raise ValueError(
-            f"the layers have shapes {a.shape} and {b.shape}; give two supports of one shape "
-            "(outputs, inputs)"
+            f"the layers have shapes {a.shape} and {b.shape}; give two supports of one shape (outputs, inputs)"
         )
     pictures = [
-        csr_array((np.ones(s.nnz, np.float64), s.indices.astype(np.int32), s.indptr), shape=s.shape)
-        for s in (a, b)
+        csr_array((np.ones(s.nnz, np.float64), s.indices.astype(np.int32), s.indptr), shape=s.shape) for s in (a, b)
     ]
     if columns is not None:
         if not np.array_equal(np.sort(columns), np.arange(a.shape[1])):
@@ -158,16 +156,14 @@ def layer_distances(layers_a: Sequence[Support], layers_b: Sequence[Support]) ->
     """Return the distance of each layer; see :func:`nnstd`."""
     if not layers_a or len(layers_a) != len(layers_b):
         raise ValueError(
-            f"the networks have {len(layers_a)} and {len(layers_b)} layers; give the same "
-            "number, at least one"
+            f"the networks have {len(layers_a)} and {len(layers_b)} layers; give the same number, at least one"
         )
     out: list[float] = []
     columns: np.ndarray | None = None
     for a, b in zip(layers_a, layers_b):
         if columns is not None and a.shape[-1] != columns.size:
             raise ValueError(
-                f"a layer of {a.shape[-1]} inputs follows one of {columns.size} outputs; give "
-                "the layers in order"
+                f"a layer of {a.shape[-1]} inputs follows one of {columns.size} outputs; give the layers in order"
             )
         distance, columns = layer_distance(a, b, columns)
         out.append(distance)

@@ -52,8 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _let_openblas_use_avx512() -> None:
     """Ask NumPy's BLAS for its AVX-512 kernels where the processor has the instructions.
 
-    OpenBLAS takes processors that are newer than itself for older ones, and then runs dense products at half their speed. It reads the setting
-    when it is loaded, and a setting of the user's stands.
+    OpenBLAS takes processors that are newer than itself for older ones, and then runs dense products at half their
+    speed. It reads the setting when it is loaded, and a setting of the user's stands.
     """
     if "numpy" in sys.modules or not sys.platform.startswith("linux"):
         return

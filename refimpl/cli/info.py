@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from pathlib import Path
 
 from refimpl.extras import EXTRAS, available
 
@@ -49,18 +48,9 @@ def _kernels() -> Iterator[tuple[str, str]]:
             yield "threading layer", numba.threading_layer()
         except ValueError:  # nothing ran in parallel
             yield "threading layer", "not started"
-        for folder, files, size in _caches():
-            yield "compiled kernels", f"{folder}, {files} files, {size / 2**20:.1f} MiB"
+        from refimpl.kernels.cpu import cache
 
-
-def _caches() -> Iterator[tuple[str, int, int]]:
-    """Return the folders in which Numba keeps compiled kernels, with the number and bytes of its files there."""
-    from refimpl.kernels.cpu import runtime
-
-    folders = {str(function.stats.cache_path) for function in runtime.kernels if function.stats.cache_path}
-    for folder in sorted(folders):
-        sizes = [path.stat().st_size for ending in ("nbi", "nbc") for path in Path(folder).glob(f"*.{ending}")]
-        yield folder, len(sizes), sum(sizes)
+        yield "compiled kernels", f"{cache.folder()}, {cache.size() / 2**20:.1f} MiB (REFIMPL_CACHE moves it)"
 
 
 def _extras() -> Iterator[tuple[str, str]]:

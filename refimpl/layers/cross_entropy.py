@@ -1,7 +1,8 @@
 r"""Softmax cross-entropy over a large vocabulary, fused with the decoder that makes its logits.
 
-For logits :math:`z = W h + b` and target :math:`y`: :math:`\ell = \log \sum_j e^{z_j} - z_y`, :math:`dz = \mathrm{softmax}(z) - e_y`. The logits are overwritten
-by their gradient, so there is never more than one array of vocabulary × columns. Columns are regrouped into the kernels' panels once, here.
+For logits :math:`z = W h + b` and target :math:`y`: :math:`\ell = \log \sum_j e^{z_j} - z_y`,
+:math:`dz = \mathrm{softmax}(z) - e_y`. The logits are overwritten by their gradient, so there is never more than one
+array of vocabulary × columns. Columns are regrouped into the kernels' panels once, here.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
-r"""Dropout: :math:`y = x \odot m / (1 - p)` with :math:`m \sim \mathrm{Bernoulli}(1 - p)`; backward is the same product.
+r"""Dropout: :math:`y = x \odot m / (1 - p)` with :math:`m \sim \mathrm{Bernoulli}(1 - p)`; backward is the same
+product.
 
-*Plain* dropout draws every number; *locked* (variational) dropout draws one mask for each feature and sequence and uses it at every time step of the window.
+*Plain* dropout draws every number; *locked* (variational) dropout draws one mask for each feature and sequence and uses
+it at every time step of the window.
 """
 
 from __future__ import annotations
@@ -11,8 +13,10 @@ Cache = np.ndarray | None
 """The mask, already divided by ``1 - p``; None if nothing was dropped."""
 
 
-def forward(x: np.ndarray, p: float, *, locked: bool = False, rng: np.random.Generator | None = None) -> tuple[np.ndarray, Cache]:
-    """Drop numbers of ``x`` (T, F, B) with probability ``p``; without ``rng``, as in evaluation, return ``x`` itself."""
+def forward(
+    x: np.ndarray, p: float, *, locked: bool = False, rng: np.random.Generator | None = None
+) -> tuple[np.ndarray, Cache]:
+    """Drop numbers of ``x`` (T, F, B) with probability ``p``; without ``rng``, as in evaluation, return ``x``."""
     if rng is None or p == 0:
         return x, None
     shape = x.shape[1:] if locked else x.shape

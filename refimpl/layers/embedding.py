@@ -1,7 +1,8 @@
 r"""Embedding: column :math:`x_t = W_{w_t,:}^\top` for token :math:`w_t`.
 
-Embedding-word dropout (Gal and Ghahramani, "A theoretically grounded application of dropout in recurrent neural networks", NIPS 2016)
-drops whole words: one Bernoulli draw for each row of ``W``, so a word that occurs twice in a window is dropped in both places.
+Embedding-word dropout (Gal and Ghahramani, "A theoretically grounded application of dropout in recurrent neural
+networks", NIPS 2016) drops whole words: one Bernoulli draw for each row of ``W``, so a word that occurs twice in a
+window is dropped in both places.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ class Cache(NamedTuple):
     scale: np.ndarray | None  # (T, 1, B): 0 or 1/keep for each token's row
 
 
-def forward(params: Params, name: str, tokens: np.ndarray, *, dropout: float = 0.0, rng: np.random.Generator | None = None) -> tuple[np.ndarray, Cache]:
+def forward(
+    params: Params, name: str, tokens: np.ndarray, *, dropout: float = 0.0, rng: np.random.Generator | None = None
+) -> tuple[np.ndarray, Cache]:
     """Look up rows.
 
     Parameters
@@ -53,7 +56,7 @@ def forward(params: Params, name: str, tokens: np.ndarray, *, dropout: float = 0
 
 
 def backward(dx: np.ndarray, cache: Cache, grads: Grads) -> None:
-    """Add the embedding's gradient to ``grads``: :math:`dW_{v,:} = \\sum_{t: w_t = v} dx_t`."""
+    r"""Add the embedding's gradient to ``grads``: :math:`dW_{v,:} = \sum_{t: w_t = v} dx_t`."""
     if cache.scale is not None:
         dx = dx * cache.scale
     add_to(grads, cache.name, EmbeddingGrad(cache.shape, cache.tokens, dx))

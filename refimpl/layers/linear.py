@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from refimpl import kernels
-from refimpl.weights import Grads, LinearGrad, Params, SparseWeight, add_to
+from refimpl.weights import Grads, LinearGrad, Params, SparseWeight, Weight, add_to, values_of
 
 
 class Cache(NamedTuple):
@@ -15,14 +15,14 @@ class Cache(NamedTuple):
 
     weight: str
     bias: str | None
-    w: object  # the weight as the forward pass saw it, for dX
+    w: Weight  # the weight as the forward pass saw it, for dX
     x: np.ndarray  # (..., C, N), for dW
 
 
 def forward(params: Params, weight: str, bias: str | None, x: np.ndarray) -> tuple[np.ndarray, Cache]:
     """Return ``W x + b`` for ``x`` of shape (..., C, N): (..., R, N)."""
     w = params[weight]
-    y = kernels.matmul(w, x, None if bias is None else params[bias])
+    y = kernels.matmul(w, x, None if bias is None else values_of(params[bias]))
     return y, Cache(weight, bias, w, x)
 
 

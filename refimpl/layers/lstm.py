@@ -5,12 +5,12 @@ r"""LSTM layer over a window, with carried state: truncated back-propagation thr
     (i, f, o) &= \sigma(a^i_t, a^f_t, a^o_t), \quad g = \tanh(a^g_t) \\
     c_t &= f \odot c_{t-1} + i \odot g, \quad h_t = o \odot \tanh(c_t)
 
-Names, shapes and gate order (i, f, g, o) are those of ``torch.nn.LSTM``, including its two biases, whose gradients are equal. The state that enters
-a window is a constant: no gradient flows into the window before.
+Names, shapes and gate order (i, f, g, o) are those of ``torch.nn.LSTM``, including its two biases, whose gradients are
+equal. The state that enters a window is a constant: no gradient flows into the window before.
 The equations of backward stand at :func:`refimpl.kernels.spec.lstm_backward`.
 
-Weight drop (Merity, Keskar, Socher, "Regularizing and optimizing LSTM language models", ICLR 2018) is dropout on the entries of :math:`W_{hh}`,
-drawn once for each window.
+Weight drop (Merity, Keskar, Socher, "Regularizing and optimizing LSTM language models", ICLR 2018) is dropout on the
+entries of :math:`W_{hh}`, drawn once for each window.
 """
 
 from __future__ import annotations
@@ -53,7 +53,13 @@ def zero_state(size: int, batch: int, dtype: Any) -> State:
 
 
 def forward(
-    params: Params, layer: int, x: np.ndarray, state: State, *, weight_drop: float = 0.0, rng: np.random.Generator | None = None
+    params: Params,
+    layer: int,
+    x: np.ndarray,
+    state: State,
+    *,
+    weight_drop: float = 0.0,
+    rng: np.random.Generator | None = None,
 ) -> tuple[np.ndarray, State, Cache]:
     """Run the layer over a window.
 
@@ -81,7 +87,7 @@ def forward(
         values = values_of(w_hh)
         dropped = ((rng.random(values.shape) >= weight_drop) / (1 - weight_drop)).astype(values.dtype)
         w_hh = SparseWeight(w_hh.support, values * dropped) if isinstance(w_hh, SparseWeight) else values * dropped
-    bias = params[b_ih] + params[b_hh]
+    bias = values_of(params[b_ih]) + values_of(params[b_hh])
     y, h, c, trace = kernels.lstm_forward(w_ih, w_hh, bias, x, state.h, state.c)
     return y, State(h, c), Cache(layer, w_ih, w_hh, dropped, trace)
 
@@ -101,4 +107,3 @@ def backward(dy: np.ndarray, cache: Cache, grads: Grads, *, input_gradient: bool
     add_to(grads, b_ih, result.d_bias)
     add_to(grads, b_hh, result.d_bias.copy())
     return result.dx
-

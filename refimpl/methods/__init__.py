@@ -14,9 +14,7 @@ from refimpl.methods.set import SET
 from refimpl.methods.static import Static
 from refimpl.methods.topkast import TopKAST
 
-METHODS: dict[str, type[BaseMethod]] = {
-    method.name: method for method in (Dense, Static, SET, RigL, Selfish, TopKAST)
-}
+METHODS: dict[str, type[BaseMethod]] = {method.name: method for method in (Dense, Static, SET, RigL, Selfish, TopKAST)}
 """The methods by the names that recipes use."""
 
 

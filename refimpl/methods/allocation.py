@@ -74,16 +74,13 @@ class Allocation:
         for name, density in {"the model": self.density, **self.fixed}.items():
             if not 0 < density <= 1:
                 raise ValueError(
-                    f"the density of {name} is {density}; give a number above 0 and at most 1 "
-                    "(density = 1 - sparsity)"
+                    f"the density of {name} is {density}; give a number above 0 and at most 1 (density = 1 - sparsity)"
                 )
         if self.rule not in ("uniform", "er", "erk"):
             raise ValueError(f"the allocation rule is {self.rule!r}; give 'uniform', 'er' or 'erk'")
 
 
-def densities(
-    specs: Specs, allocation: Allocation, conventions: AllocationConventions = DEFAULT
-) -> dict[str, float]:
+def densities(specs: Specs, allocation: Allocation, conventions: AllocationConventions = DEFAULT) -> dict[str, float]:
     """Return the density of every prunable tensor.
 
     Parameters
@@ -115,8 +112,7 @@ def densities(
     prunable = {name: spec for name, spec in specs.items() if spec.prunable}
     if not prunable:
         raise ValueError(
-            "none of the model's parameters is prunable; mark some in their ParamSpec or "
-            "train the dense method"
+            "none of the model's parameters is prunable; mark some in their ParamSpec or train the dense method"
         )
     for name in allocation.fixed:
         if name not in prunable:
@@ -164,9 +160,7 @@ def _product(shape: tuple[int, ...]) -> int:
     return out
 
 
-def count_at(
-    density: float, size: int, conventions: AllocationConventions = DEFAULT, name: str = "a tensor"
-) -> int:
+def count_at(density: float, size: int, conventions: AllocationConventions = DEFAULT, name: str = "a tensor") -> int:
     """Return how many of ``size`` entries a density stands for.
 
     Raises

@@ -83,9 +83,7 @@ class Method(Protocol):
     def state_arrays(self) -> dict[str, np.ndarray]:
         """Return what the method remembers in arrays, by name, for the checkpoint's array part."""
 
-    def load_state_dict(
-        self, state: Mapping[str, Any], arrays: Mapping[str, np.ndarray] | None = None
-    ) -> None:
+    def load_state_dict(self, state: Mapping[str, Any], arrays: Mapping[str, np.ndarray] | None = None) -> None:
         """Take up what :meth:`state_dict` and :meth:`state_arrays` returned."""
 
 
@@ -145,7 +143,5 @@ class BaseMethod:
         """Return no arrays."""
         return {}
 
-    def load_state_dict(
-        self, state: Mapping[str, Any], arrays: Mapping[str, np.ndarray] | None = None
-    ) -> None:
+    def load_state_dict(self, state: Mapping[str, Any], arrays: Mapping[str, np.ndarray] | None = None) -> None:
         """Do nothing."""

@@ -164,9 +164,7 @@ class OptimizerConventions:
 
 
 @dataclass(frozen=True)
-class Conventions(
-    OptimizerConventions, TimingConventions, GrowthConventions, DropConventions, AllocationConventions
-):
+class Conventions(OptimizerConventions, TimingConventions, GrowthConventions, DropConventions, AllocationConventions):
     """All named choices of a run; see the topics for what each field means and why its default is what it is.
 
     Raises
@@ -184,9 +182,7 @@ class Conventions(
                 listed = ", ".join(map(repr, accepted))
                 raise ValueError(f"the convention {field.name} is {value!r}; give one of {listed}")
         if not math.isfinite(self.grown_value):
-            raise ValueError(
-                f"the convention grown_value is {self.grown_value}; give a finite number, usually 0"
-            )
+            raise ValueError(f"the convention grown_value is {self.grown_value}; give a finite number, usually 0")
 
 
 DEFAULT = Conventions()

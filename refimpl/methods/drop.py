@@ -18,9 +18,7 @@ Criterion = Callable[[np.ndarray, float, DropConventions], np.ndarray]
 """``(values, drop fraction, conventions) -> indices`` into values, ascending."""
 
 
-def drop_smallest(
-    scores: np.ndarray, count: int, ties: Literal["exact", "threshold"] = "exact"
-) -> np.ndarray:
+def drop_smallest(scores: np.ndarray, count: int, ties: Literal["exact", "threshold"] = "exact") -> np.ndarray:
     """Find the ``count`` smallest scores.
 
     Parameters
@@ -44,16 +42,13 @@ def drop_smallest(
         If a score is NaN, or there are fewer than ``count``.
     """
     if not 0 <= count <= scores.size:
-        raise ValueError(
-            f"{count} of {scores.size} entries cannot be dropped; give a drop fraction from 0 to 1"
-        )
+        raise ValueError(f"{count} of {scores.size} entries cannot be dropped; give a drop fraction from 0 to 1")
     if count == 0:
         return np.empty(0, np.int64)
     threshold = np.partition(scores, count - 1)[count - 1]
     if np.isnan(scores).any():
         raise ValueError(
-            "a weight to be ranked is NaN; training has diverged, so lower the learning rate "
-            "or clip the gradient"
+            "a weight to be ranked is NaN; training has diverged, so lower the learning rate or clip the gradient"
         )
     if ties == "threshold":
         return np.flatnonzero(scores <= threshold)
@@ -96,6 +91,4 @@ def by_sign(values: np.ndarray, fraction: float, conventions: DropConventions) -
     positive. Arguments and result are those of :func:`by_magnitude`.
     """
     groups = [np.flatnonzero(values < 0), np.flatnonzero(~(values < 0))]
-    return np.sort(
-        np.concatenate([group[by_magnitude(values[group], fraction, conventions)] for group in groups])
-    )
+    return np.sort(np.concatenate([group[by_magnitude(values[group], fraction, conventions)] for group in groups]))

@@ -74,9 +74,7 @@ class DropAndGrow(BaseMethod):
         """Return the pools and the counts with which they began."""
         return {"pools": [pool.as_json() for pool in self.pools], "initial_nnz": dict(self.initial_nnz)}
 
-    def load_state_dict(
-        self, state: Mapping[str, Any], arrays: Mapping[str, np.ndarray] | None = None
-    ) -> None:
+    def load_state_dict(self, state: Mapping[str, Any], arrays: Mapping[str, np.ndarray] | None = None) -> None:
         """Take up the pools and counts."""
         self.pools = [Pool.from_json(saved) for saved in state["pools"]]
         self.initial_nnz = {label: int(n) for label, n in state["initial_nnz"].items()}

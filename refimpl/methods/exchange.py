@@ -66,8 +66,7 @@ def by_gradient(gradients: Mapping[str, Gradient] | None) -> Grower:
         for name in dict.fromkeys(segment.name for g in growths for segment in g.pool.segments):
             if gradients is None or name not in gradients:
                 raise ValueError(
-                    f"growth by gradient needs the gradient of {name}; pass it to "
-                    "exchange(..., gradients=...)"
+                    f"growth by gradient needs the gradient of {name}; pass it to exchange(..., gradients=...)"
                 )
             gradient = gradients[name]
             columns = int(np.prod(gradient.shape[1:]))

@@ -180,8 +180,6 @@ class BestCandidates:
         if self.places.size > self.want:
             threshold = -np.partition(-self.scores, self.want - 1)[self.want - 1]
             stays = self.scores > threshold
-            tied = np.flatnonzero(
-                self.scores == threshold
-            )  # ascending places, as everything was appended in order
+            tied = np.flatnonzero(self.scores == threshold)  # ascending places, as everything was appended in order
             stays[tied[: self.want - np.count_nonzero(stays)]] = True
             self.places, self.scores = self.places[stays], self.scores[stays]

@@ -161,8 +161,7 @@ def exchange_masks(
         raise ValueError(f"the drop fraction is {drop_fraction}; give a number from 0 to 1")
     if conventions.pool == "layer":
         raise ValueError(
-            "the pool 'layer' spans several tensors; use a method's exchange, or the pool "
-            "'matrix' or 'gate' here"
+            "the pool 'layer' spans several tensors; use a method's exchange, or the pool 'matrix' or 'gate' here"
         )
 
     weight = SparseWeight.from_dense(weights, Support.from_mask(mask))
@@ -234,8 +233,7 @@ def _by_draws(
             each = [np.asarray(block) for block in ranks]
         if len(each) != len(growths):
             raise ValueError(
-                f"there are ranks for {len(each)} blocks but there are {len(growths)} blocks; "
-                "give one array for each"
+                f"there are ranks for {len(each)} blocks but there are {len(growths)} blocks; give one array for each"
             )
         return [
             grow_random(g.candidates, g.want, rng, count=conventions.growth_count, ranks=drawn)

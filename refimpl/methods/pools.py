@@ -75,15 +75,12 @@ def _blocks(spec: ParamSpec) -> list[tuple[str, int, int]]:
         at = stop
     if at != spec.shape[0]:
         raise ValueError(
-            f"the blocks of {spec.name} do not partition its {spec.shape[0]} rows; pool 'gate' "
-            "needs blocks that do"
+            f"the blocks of {spec.name} do not partition its {spec.shape[0]} rows; pool 'gate' needs blocks that do"
         )
     return [(name, start, stop) for start, stop, name in rows]
 
 
-def pools_of(
-    specs: Mapping[str, ParamSpec], names: list[str], scope: Literal["matrix", "gate", "layer"]
-) -> list[Pool]:
+def pools_of(specs: Mapping[str, ParamSpec], names: list[str], scope: Literal["matrix", "gate", "layer"]) -> list[Pool]:
     """Divide sparse tensors into pools.
 
     Parameters

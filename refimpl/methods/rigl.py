@@ -84,8 +84,7 @@ class RigL(DropAndGrow):
         if not callable(drop_fraction):
             if end_step is None:
                 raise ValueError(
-                    "a drop fraction that is a number starts a cosine; give end_step, the "
-                    "last step of exchanges, too"
+                    "a drop fraction that is a number starts a cosine; give end_step, the last step of exchanges, too"
                 )
             drop_fraction = Cosine(drop_fraction, end_step)
         super().__init__(allocation, drop_fraction, when or EverySteps(interval, end_step), conventions)

@@ -88,8 +88,8 @@ class Cosine:
     steps : int
         :math:`T \ge 1`, in training steps.
     floor : float
-        :math:`f`, from 0 to 1. With 0 this is RigL's :math:`\tfrac\alpha2(1 + \cos(\pi t / T_{\mathrm{end}}))`; Selfish-RNN's
-        code uses 0.005.
+        :math:`f`, from 0 to 1. With 0 this is RigL's :math:`\tfrac\alpha2(1 + \cos(\pi t / T_{\mathrm{end}}))`;
+        Selfish-RNN's code uses 0.005.
     form : {"closed", "recursive"}
         ``"recursive"`` evaluates it as ``torch.optim.lr_scheduler.CosineAnnealingLR`` does, to the bit:
 
@@ -116,8 +116,8 @@ class Cosine:
 
     Notes
     -----
-    *Deviations.* RigL's paper writes the formula with a floor of 0; the code of [1]_ and [2]_ has 0.005. By default the fraction stays at the floor
-    past :math:`T`, where unclamped formulas rise again.
+    *Deviations.* RigL's paper writes the formula with a floor of 0; the code of [1]_ and [2]_ has 0.005. By default the
+    fraction stays at the floor past :math:`T`, where unclamped formulas rise again.
     """
 
     initial: float

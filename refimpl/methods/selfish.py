@@ -86,8 +86,7 @@ class Selfish(DropAndGrow):
         if not callable(drop_fraction):
             if total_steps is None:
                 raise ValueError(
-                    "a drop fraction that is a number starts a cosine; give total_steps, the "
-                    "length of the run, too"
+                    "a drop fraction that is a number starts a cosine; give total_steps, the length of the run, too"
                 )
             drop_fraction = Cosine(drop_fraction, total_steps, floor=0.005)
         super().__init__(allocation, drop_fraction, when or EveryEpoch(), conventions)

@@ -100,8 +100,7 @@ class TopKAST(BaseMethod):
         super().__init__(conventions)
         if not 0 <= exploration <= 1:
             raise ValueError(
-                f"the exploration of Top-KAST is {exploration}; give the fraction of further "
-                "entries, from 0 to 1"
+                f"the exploration of Top-KAST is {exploration}; give the fraction of further entries, from 0 to 1"
             )
         if not 0 <= penalty < np.inf:
             raise ValueError(f"the penalty of Top-KAST is {penalty}; give a finite number of at least 0")
@@ -120,9 +119,7 @@ class TopKAST(BaseMethod):
         self.counts = {}
         for name, density in self.density.items():
             widened = min(1.0, density + self.exploration)
-            forward, backward = (
-                count_at(d, specs[name].size, self.conventions, name) for d in (density, widened)
-            )
+            forward, backward = (count_at(d, specs[name].size, self.conventions, name) for d in (density, widened))
             self.counts[name] = (forward, backward)
         self._sets = {}
         return {}
@@ -191,9 +188,7 @@ class TopKAST(BaseMethod):
             out[f"{name}/forward"], out[f"{name}/backward"] = sets.forward_flat, sets.backward_flat
         return out
 
-    def load_state_dict(
-        self, state: Mapping[str, Any], arrays: Mapping[str, np.ndarray] | None = None
-    ) -> None:
+    def load_state_dict(self, state: Mapping[str, Any], arrays: Mapping[str, np.ndarray] | None = None) -> None:
         """Take up the counts and the sets."""
         self.counts = {name: (int(a), int(b)) for name, (a, b) in state["counts"].items()}
         self.density = {name: float(d) for name, d in state["density"].items()}

@@ -19,8 +19,9 @@ States = list[lstm.State]
 class LanguageModel:
     r"""A word-level language model: :math:`p(w_{t+1} \mid w_{\le t}) = \mathrm{softmax}(W_d h_t + b_d)`.
 
-    Parameter names, shapes and initial distributions are those of PyTorch's word-language-model example, which the authors of Selfish-RNN
-    started from: embedding and decoder :math:`U(\pm 0.1)`, decoder bias 0, LSTM :math:`U(\pm 1/\sqrt H)`.
+    Parameter names, shapes and initial distributions are those of PyTorch's word-language-model example, which the
+    authors of Selfish-RNN started from: embedding and decoder :math:`U(\pm 0.1)`, decoder bias 0, LSTM
+    :math:`U(\pm 1/\sqrt H)`.
 
     Attributes
     ----------
@@ -55,7 +56,8 @@ class LanguageModel:
     def __post_init__(self) -> None:
         if self.tied and self.embedding_size != self.hidden_size:
             raise ValueError(
-                f"a tied decoder needs embedding and hidden size to be equal; they are {self.embedding_size} and {self.hidden_size}"
+                f"a tied decoder needs equal embedding and hidden sizes; "
+                f"they are {self.embedding_size} and {self.hidden_size}"
             )
 
     @property
@@ -69,7 +71,14 @@ class LanguageModel:
         gates = {gate: slice(k * h, (k + 1) * h) for k, gate in enumerate(lstm.GATES)}
         # A tied matrix is multiplied by every column in the decoder, an untied embedding is only looked up.
         lookup = ParamSpec(
-            "encoder.weight", (v, e), "embedding", True, fan_in=v, fan_out=e, columns_per_sample=float(self.tied), layer="encoder"
+            "encoder.weight",
+            (v, e),
+            "embedding",
+            True,
+            fan_in=v,
+            fan_out=e,
+            columns_per_sample=float(self.tied),
+            layer="encoder",
         )
         specs = [lookup]
         for k in range(self.layers):
@@ -154,7 +163,9 @@ class LanguageModel:
             last.append(state)
             traces.append(trace)
             final = k == self.layers - 1
-            x, dropped = drop(x, self.dropout_output if final else self.dropout_hidden, "output" if final else f"hidden/{k}")
+            x, dropped = drop(
+                x, self.dropout_output if final else self.dropout_hidden, "output" if final else f"hidden/{k}"
+            )
             masks.append(dropped)
         return x, last, _Caches(embedded, masks, traces)
 

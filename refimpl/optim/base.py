@@ -112,9 +112,7 @@ def aligned_blocks(
         yield tuple(array[start : start + BLOCK] for array in flat)
 
 
-def require_number(
-    option: str, value: float, low: float, high: float = math.inf, *, strict: bool = False
-) -> None:
+def require_number(option: str, value: float, low: float, high: float = math.inf, *, strict: bool = False) -> None:
     """Raise a ValueError unless ``low <= value < high`` (``low < value`` if ``strict``); NaN fails."""
     number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
     if not number or not (low < value if strict else low <= value) or not value < high:

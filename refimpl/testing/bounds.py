@@ -32,9 +32,7 @@ def gamma(n: Any, dtype: Any) -> Any:
     """
     nu = np.asarray(n, np.float64) * unit_roundoff(dtype)
     if (nu >= 1).any():
-        raise ValueError(
-            f"{np.max(n)} roundings in {np.dtype(dtype)} leave no digit; give fewer, or a wider type"
-        )
+        raise ValueError(f"{np.max(n)} roundings in {np.dtype(dtype)} leave no digit; give fewer, or a wider type")
     return nu / (1 - nu)
 
 
@@ -100,9 +98,7 @@ def error_ratio(got: np.ndarray, reference: np.ndarray, bound: np.ndarray) -> fl
         If the shapes differ, or a bound is negative or NaN.
     """
     if got.shape != reference.shape:
-        raise ValueError(
-            f"the result has shape {got.shape} and the reference {reference.shape}; they must be the same"
-        )
+        raise ValueError(f"the result has shape {got.shape} and the reference {reference.shape}; they must be the same")
     bound = np.broadcast_to(bound, got.shape)
     if not (bound >= 0).all():
         raise ValueError("a bound is negative or NaN; give the allowed distance of each entry")

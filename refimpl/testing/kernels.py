@@ -236,9 +236,7 @@ def check_panels(tier: Any, case: Case) -> None:
     assert places.shape == (panels.shape[0], panels.shape[2]), (
         f"the shape {places.shape} of the labels' panels is wrong"
     )
-    assert np.array_equal(np.sort(places[places >= 0]), labels.reshape(-1)), (
-        "the set of labels in the panels is wrong"
-    )
+    assert np.array_equal(np.sort(places[places >= 0]), labels.reshape(-1)), "the set of labels in the panels is wrong"
     columns = np.moveaxis(panels, 1, 0)
     expected = flat_columns(case.x).astype(case.dtype)[:, places[places >= 0]]
     assert np.array_equal(columns[:, places >= 0], expected), "the place of a column or its label is wrong"
@@ -275,9 +273,7 @@ def check_softmax(tier: Any, case: Case) -> None:
 
     d_chosen = (d * chosen).sum(axis=1)
     terms = np.log(mass[:, 0]) - d_chosen
-    error = (
-        mass_error[:, 0] + np.abs(d_chosen) * u + FUNCTION * unit_roundoff(np.float64) * np.log(mass[:, 0])
-    )
+    error = mass_error[:, 0] + np.abs(d_chosen) * u + FUNCTION * unit_roundoff(np.float64) * np.log(mass[:, 0])
     summation = 2 * gamma(counts.sum() + 1, np.float64) * (np.log(mass[:, 0]) + np.abs(d_chosen))
     reference, allowed = terms[counts].sum(), second_order * (error + summation)[counts].sum()
     _within("the loss", np.array([loss]), np.array([reference]), np.array([allowed]), np.float64)

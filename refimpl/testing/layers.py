@@ -22,9 +22,7 @@ try:
     from hypothesis import HealthCheck, Phase, given, settings
     from hypothesis import strategies as st
 except ImportError as error:
-    raise ImportError(
-        "refimpl.testing needs Hypothesis; install it with: pip install 'refimpl[test]'"
-    ) from error
+    raise ImportError("refimpl.testing needs Hypothesis; install it with: pip install 'refimpl[test]'") from error
 
 DENSITIES = (0.0, 0.2, 0.5, 0.8)
 _EPS = float(np.finfo(np.float64).eps)
@@ -154,9 +152,7 @@ def check_pair(layer: Layer, *, density: float, rng: np.random.Generator) -> Non
         return
     full = {name: Support.full(layer.params[name].shape) for name in layer.sparse}
     check.same(check.laws(check.with_supports(full), "at density 1"), dense, "at density 1 and dense")
-    supports = {
-        name: Support.from_mask(rng.random(layer.params[name].shape) < density) for name in layer.sparse
-    }
+    supports = {name: Support.from_mask(rng.random(layer.params[name].shape) < density) for name in layer.sparse}
     sparse = check.with_supports(supports)
     result = check.laws(sparse, "sparse")
     if layer.same_draws:

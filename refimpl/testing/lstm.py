@@ -146,9 +146,7 @@ def _sigmoid(x: Known, u: float) -> Known:
 def _judge(name: str, got: np.ndarray | None, reference: Known, dtype: Any) -> None:
     assert got is not None, f"{name} is missing"
     assert got.dtype == dtype, f"{name} is {got.dtype}"
-    both = (
-        1 if np.finfo(wider(dtype)).eps < np.finfo(dtype).eps else 2
-    )  # the reference then rounds as much as the tier
+    both = 1 if np.finfo(wider(dtype)).eps < np.finfo(dtype).eps else 2  # the reference then rounds as much as the tier
     tiny = float(np.finfo(dtype).tiny)
     ratio = error_ratio(got, reference.value, both * reference.error + tiny)
     assert ratio <= 1, f"{name} is {ratio:.3g} times as far from the reference as rounding can carry it"
@@ -161,9 +159,7 @@ def check_lstm_forward(tier: Any, case: LSTMCase) -> None:
     poison_pool()
     y, h_last, c_last, _ = tier.lstm_forward(w_ih, w_hh, bias, x, h0, c0)
     # both products and the bias are one sum, in whatever order
-    both = np.concatenate(
-        [dense_of(w_ih, dtype), dense_of(w_hh, dtype), dense_of(bias, dtype)[:, None]], axis=1
-    )
+    both = np.concatenate([dense_of(w_ih, dtype), dense_of(w_hh, dtype), dense_of(bias, dtype)[:, None]], axis=1)
     h, c = _exact(h0), _exact(c0)
     one = np.ones((1, case.batch), wider(dtype))
     outputs = []
@@ -192,9 +188,7 @@ def activations(trace: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     parts, states, size, width = trace.hidden.shape
     panels = trace.gates.reshape(parts, -1, *trace.gates.shape[1:])
     gates = [unpack(own, (states - 1, 4 * size, width)) for own in panels]
-    return tuple(
-        np.concatenate(list(a), axis=-1)[..., : trace.batch] for a in (gates, trace.cells, trace.hidden)
-    )  # type: ignore[return-value]
+    return tuple(np.concatenate(list(a), axis=-1)[..., : trace.batch] for a in (gates, trace.cells, trace.hidden))  # type: ignore[return-value]
 
 
 def check_lstm_backward(tier: Any, case: LSTMCase) -> None:
@@ -232,18 +226,14 @@ def check_lstm_backward(tier: Any, case: LSTMCase) -> None:
             dc.by(i).by(complement(g.by(g).rounded(u))).rounded(u, 2),
             dh.by(tanh_c).by(o).by(complement(o)).rounded(u, 3),
         )
-        da.insert(
-            0, Known(np.concatenate([p.value for p in parts]), np.concatenate([p.error for p in parts]))
-        )
+        da.insert(0, Known(np.concatenate([p.value for p in parts]), np.concatenate([p.error for p in parts])))
         dc = dc.by(f).rounded(u)
         dh = _product(t_hh, da[0], dtype)
     _judge("dh0", result.dh0, dh, dtype)
     _judge("dc0", result.dc0, dc, dtype)
     dx = [_product(t_ih, step, dtype) for step in da]
     _judge("dx", result.dx, Known(np.stack([d.value for d in dx]), np.stack([d.error for d in dx])), dtype)
-    columns = Known(
-        np.concatenate([d.value for d in da], axis=1), np.concatenate([d.error for d in da], axis=1)
-    )
+    columns = Known(np.concatenate([d.value for d in da], axis=1), np.concatenate([d.error for d in da], axis=1))
     size = np.abs(columns.value) + columns.error
     n = gamma(columns.value.shape[1], dtype)
     d_bias = Known(columns.value.sum(axis=1), columns.error.sum(axis=1) + n * size.sum(axis=1))

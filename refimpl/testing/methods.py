@@ -109,18 +109,14 @@ def check_method(
     """
     phases = [phase for phase in Phase if shrink or phase not in (Phase.shrink, Phase.explain)]
 
-    @settings(
-        max_examples=max_examples, deadline=None, suppress_health_check=list(HealthCheck), phases=phases
-    )
+    @settings(max_examples=max_examples, deadline=None, suppress_health_check=list(HealthCheck), phases=phases)
     @given(cases())
     def laws(case: Case) -> None:
         method, params = _start(make, case)
         _check_sets(method, case, params)
         _check_resume(make, method, case, params)
         if growth is None:
-            assert _exchange(method, case, params) == {}, (
-                "a method that moves no connections returned an exchange"
-            )
+            assert _exchange(method, case, params) == {}, "a method that moves no connections returned an exchange"
             return
         _check_exchange(method, case, params, growth, criterion)
         full: Params = {
@@ -150,9 +146,7 @@ def _start(make: Make, case: Case) -> tuple[Method, Params]:
         dense = case.array(spec, 1)
         if name in supports:
             assert spec.prunable, f"{name} is not prunable but was given a support"
-            assert supports[name].shape == spec.shape, (
-                f"the support of {name} has another shape than the tensor"
-            )
+            assert supports[name].shape == spec.shape, f"the support of {name} has another shape than the tensor"
             params[name] = SparseWeight.from_dense(dense, supports[name])
         else:
             params[name] = dense
@@ -205,13 +199,9 @@ def _check_sets(method: Method, case: Case, params: Params) -> None:
         assert backward in stored, f"the gradient set of {name} is not within what is stored"
         dense = weight.dense() if isinstance(weight, SparseWeight) else weight
         picture = dense.reshape(-1)[forward.flat]
-        assert np.array_equal(values_of(seen[name]).reshape(-1), picture), (
-            f"the view of {name} has other values"
-        )
+        assert np.array_equal(values_of(seen[name]).reshape(-1), picture), f"the view of {name} has other values"
         extra = method.extra_gradient(name, params)
-        assert extra is None or extra.shape == (backward.nnz,), (
-            f"the penalty's gradient of {name} is not aligned"
-        )
+        assert extra is None or extra.shape == (backward.nnz,), f"the penalty's gradient of {name} is not aligned"
 
 
 def _check_resume(make: Make, method: Method, case: Case, params: Params) -> None:
@@ -263,9 +253,7 @@ def _count(number: float, rounding: str) -> int:
     return math.ceil(number) if rounding == "ceil" else round(number)
 
 
-def _expected_drop(
-    stored: dict[Place, float], fraction: float, criterion: Criterion, c: Conventions
-) -> set[Place]:
+def _expected_drop(stored: dict[Place, float], fraction: float, criterion: Criterion, c: Conventions) -> set[Place]:
     """Find what is dropped, by sorting; ``stored`` is in order of place."""
     if criterion == "sign":
         signs = ({p: w for p, w in stored.items() if w < 0}, {p: w for p, w in stored.items() if w >= 0})
@@ -278,15 +266,11 @@ def _expected_drop(
     return set(ranked[:count])
 
 
-def _check_exchange(
-    method: Method, case: Case, params: Params, growth: str, criterion: Criterion | None
-) -> None:
+def _check_exchange(method: Method, case: Case, params: Params, growth: str, criterion: Criterion | None) -> None:
     c = method.conventions
     sparse = {name: w for name, w in params.items() if isinstance(w, SparseWeight)}
     begun = _initial_counts(method, case)
-    stored_all = {
-        (name, int(p)): float(v) for name, w in sparse.items() for p, v in zip(w.support.flat, w.values)
-    }
+    stored_all = {(name, int(p)): float(v) for name, w in sparse.items() for p, v in zip(w.support.flat, w.values)}
     pools = _pools(case, list(sparse), c)
     stored = [{place: stored_all[place] for place in pool if place in stored_all} for pool in pools]
     try:
@@ -295,9 +279,7 @@ def _check_exchange(
         assert c.regrow == "forbid", "the exchange failed although what was dropped may grow back"
         least = [len(_expected_drop(s, case.drop_fraction, criterion or "magnitude", c)) for s in stored]
         short = any(n > len(pool) - len(s) for n, pool, s in zip(least, pools, stored))
-        assert short or c.drop_ties == "threshold" or c.growth_target == "initial", (
-            "the exchange failed without need"
-        )
+        assert short or c.drop_ties == "threshold" or c.growth_target == "initial", "the exchange failed without need"
         return
     assert exchanges.keys() == sparse.keys(), "the exchange does not cover the sparse tensors"
     dropped = {(name, int(p)) for name, e in exchanges.items() for p in e.dropped}
@@ -321,9 +303,7 @@ def _check_exchange(
         if growth == "gradient":
             free = [p for p in pool if p not in kept and not (c.regrow == "forbid" and p in dropped)]
             score = {p: abs(case.array(case.specs[p[0]], 2).reshape(-1)[p[1]]) for p in free}
-            best = set(
-                sorted(free, key=lambda p: -score[p])[:want]
-            )  # stable: of equal scores the lower place
+            best = set(sorted(free, key=lambda p: -score[p])[:want])  # stable: of equal scores the lower place
             assert grown & inside == best, "growth did not take the places of largest gradient"
 
 

@@ -20,9 +20,7 @@ try:
     from hypothesis import HealthCheck, Phase, given, settings
     from hypothesis import strategies as st
 except ImportError as error:
-    raise ImportError(
-        "refimpl.testing needs Hypothesis; install it with: pip install 'refimpl[test]'"
-    ) from error
+    raise ImportError("refimpl.testing needs Hypothesis; install it with: pip install 'refimpl[test]'") from error
 
 MakeOptimizer = Callable[[], Optimizer]
 
@@ -149,9 +147,7 @@ def check_optimizer(
         laws.
     """
     if make_optimizer().needs_dense_gradient:
-        raise ValueError(
-            "this optimizer needs the dense gradient; check_optimizer takes those over aligned arrays"
-        )
+        raise ValueError("this optimizer needs the dense gradient; check_optimizer takes those over aligned arrays")
 
     @settings(
         max_examples=max_examples,
@@ -276,9 +272,7 @@ class _Lives:
         self.now = np.zeros(self.mask.shape)
         self.now.reshape(-1)[support.flat] = values
 
-    def compare(
-        self, closed_form: ClosedForm, support: Support, values: np.ndarray, evaluated: np.ndarray
-    ) -> None:
+    def compare(self, closed_form: ClosedForm, support: Support, values: np.ndarray, evaluated: np.ndarray) -> None:
         """Compare the entries that are there at the end.
 
         A value is a sum of at most 8 terms, and an average of at most 7 of those. The terms are of size 4 at
@@ -318,9 +312,7 @@ def _rest(make_optimizer: MakeOptimizer, scenario: Scenario, decays: bool) -> No
 
 
 def _check_slots(optimizer: Optimizer, values: np.ndarray, slots: Slots) -> None:
-    assert set(optimizer.carry_rules) == set(slots), (
-        "in place: every slot has a carry rule, and every rule a slot"
-    )
+    assert set(optimizer.carry_rules) == set(slots), "in place: every slot has a carry rule, and every rule a slot"
     for name, slot in slots.items():
         assert slot.shape == values.shape, f"in place: slot {name} has one number for each value"
         kept = slot.dtype == values.dtype or slot.dtype.kind in "iu"

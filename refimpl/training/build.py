@@ -28,6 +28,7 @@ from refimpl.optim import (
     LeakingASGD,
     LinearWarmup,
     Optimizer,
+    Schedule,
     StepDecay,
     make_optimizer,
 )
@@ -71,7 +72,9 @@ def make_method(config: Config, total_steps: int) -> BaseMethod:
         case "selfish":
             return Selfish(allocation, cosine, conventions=conventions)
         case "rigl":
-            return RigL(allocation, options.drop_fraction, interval=options.interval, end_step=end, conventions=conventions)
+            return RigL(
+                allocation, options.drop_fraction, interval=options.interval, end_step=end, conventions=conventions
+            )
         case "topkast":
             exploration = options.sparsity - options.backward_sparsity
             return TopKAST(allocation, exploration=exploration, refresh=options.refresh, conventions=conventions)
@@ -80,9 +83,15 @@ def make_method(config: Config, total_steps: int) -> BaseMethod:
 def make_optimizers(config: Config) -> tuple[AnyOptimizer, AnyOptimizer | None]:
     """Return the optimizer to begin with, and the averaging one that the non-monotonic trigger starts, if any."""
     options, conventions = config.optimizer, make_conventions(config)
-    regrown = "keep" if conventions.regrow == "keep" else "reset"
+    regrown = conventions.regrown
     decay = {"weight_decay": options.weight_decay}
-    momentum = {"momentum": options.momentum, "dampening": options.dampening, "nesterov": options.nesterov}
+    sgd = SGD(
+        options.momentum,
+        dampening=options.dampening,
+        nesterov=options.nesterov,
+        weight_decay=options.weight_decay,
+        regrown=regrown,
+    )
     match options.name:
         case "adam" | "adamw":
             return make_optimizer(options.name, betas=options.betas, eps=options.eps, regrown=regrown, **decay), None
@@ -90,24 +99,31 @@ def make_optimizers(config: Config) -> tuple[AnyOptimizer, AnyOptimizer | None]:
             shape = {"lambd": options.lambd, "alpha": options.alpha, "t0": options.t0}
             return make_optimizer("asgd", regrown=regrown, **shape, **decay), None
         case "sgd":
-            return SGD(**momentum, regrown=regrown, **decay), None
+            return sgd, None
         case "nt-asgd":
-            averaging = make_optimizer("nt-asgd-leaking", **decay) if options.leak else make_optimizer("nt-asgd", regrown=regrown, **decay)
+            averaging = (
+                make_optimizer("nt-asgd-leaking", **decay)
+                if options.leak
+                else make_optimizer("nt-asgd", regrown=regrown, **decay)
+            )
         case "snt-asgd":
             averaging = make_optimizer("snt-asgd", first_iterate=conventions.average_first, regrown=regrown, **decay)
-    return SGD(**momentum, regrown=regrown, **decay), averaging
+    return sgd, averaging
 
 
 def make_learning_rate(config: Config, steps_per_epoch: int, total_steps: int) -> LearningRate:
     """Return the learning rate as a function of the steps and epochs done."""
     options = config.optimizer
     warmup = options.warmup
+    by_step: Schedule
     match options.schedule:
         case "epoch-decay":
             by_epoch = EpochDecay(options.lr, options.decay, options.decay_start)
             return lambda step, epoch: by_epoch(epoch) * (min(1.0, (step + 1) / warmup) if warmup else 1.0)
         case "step-decay":
-            by_step = StepDecay(options.lr, options.decay, tuple(range(options.decay_steps, total_steps, options.decay_steps)))
+            by_step = StepDecay(
+                options.lr, options.decay, tuple(range(options.decay_steps, total_steps, options.decay_steps))
+            )
         case "cosine":
             by_step = Cosine(options.lr, options.lr_min, max(total_steps, 1))
         case "constant":

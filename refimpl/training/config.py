@@ -107,9 +107,7 @@ class Config:
         return flat
 
 
-def differences(
-    first: Config, second: Config, ignore: Iterable[str] = FREE_TO_CHANGE
-) -> dict[str, tuple[Any, Any]]:
+def differences(first: Config, second: Config, ignore: Iterable[str] = FREE_TO_CHANGE) -> dict[str, tuple[Any, Any]]:
     """Return the keys in which two configurations differ, each with both values (``None``: not set)."""
     a, b = first.to_flat(), second.to_flat()
     skipped = set(ignore)

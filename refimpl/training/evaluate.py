@@ -17,8 +17,8 @@ WINDOW = 70
 def mean_loss(model: LanguageModel, params: Params, tokens: np.ndarray, batch: int) -> float:
     r"""Return the mean loss in nats for each predicted token.
 
-    The text is read in ``batch`` columns with carried state. Tokens beyond a multiple of it are dropped, and the first token of each column is not predicted:
-    the mean runs over (rows − 1) · batch tokens.
+    The text is read in ``batch`` columns with carried state. Tokens beyond a multiple of it are dropped, and the first
+    token of each column is not predicted: the mean runs over (rows − 1) · batch tokens.
     """
     rows = batchify(tokens, batch)
     states = model.zero_states(batch, values_of(params["decoder.bias"]).dtype)

@@ -1,7 +1,7 @@
 """The training loop: epochs of windows, validation, trigger, exchange, metrics, checkpoints.
 
-A run that was stopped at any moment, by Ctrl-C, by a kill or by a power cut, resumes from its last checkpoint and comes to the same bits as one that
-never stopped.
+A run that was stopped at any moment, by Ctrl-C, by a kill or by a power cut, resumes from its last checkpoint and comes
+to the same bits as one that never stopped.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import numpy as np
 
 from refimpl.datasets import Corpus, batchify, load_default_corpus, load_text_folder, windows
 from refimpl.kernels import threads
-from refimpl.layers.lstm import State as LSTMState
 from refimpl.optim import triggered
 from refimpl.training import checkpoint
 from refimpl.training.build import make_learning_rate, make_method, make_model, make_optimizers
@@ -26,7 +25,8 @@ from refimpl.training.config import Config
 from refimpl.training.evaluate import mean_loss, perplexity
 from refimpl.training.metrics import MetricsWriter
 from refimpl.training.run_folder import RunFolder
-from refimpl.training.trainer import NonFiniteLossError, State, StepResult, Trainer
+from refimpl.training.state import State, pack, unpack
+from refimpl.training.trainer import NonFiniteLossError, StepResult, Trainer
 from refimpl.weights import Exchange, SparseWeight, density_of
 
 log = logging.getLogger(__name__)
@@ -64,12 +64,14 @@ class Run:
     corpus : Corpus, optional
         By default the one that the configuration names.
     folder : RunFolder, optional
-        Where metrics and checkpoints go; without it nothing is written. If it holds checkpoints, the run goes on from the newest.
+        Where metrics and checkpoints go; without it nothing is written. If it holds checkpoints, the run goes on from
+        the newest.
 
     Raises
     ------
     ValueError
-        If the corpus is shorter than one batch or window, the method does not fit the model, or the folder's data or checkpoint belong to another run.
+        If the corpus is shorter than one batch or window, the method does not fit the model, or the folder's data or
+        checkpoint belong to another run.
     """
 
     def __init__(self, config: Config, corpus: Corpus | None = None, folder: RunFolder | None = None) -> None:
@@ -171,7 +173,13 @@ class Run:
         self.tokens += inputs.size
         step = self.state.step
         if step % STEPS_BETWEEN_RECORDS == 0:
-            record = {"kind": "step", "step": step, "loss": result.loss, "grad_norm": result.grad_norm, "lr": self._lr()}
+            record = {
+                "kind": "step",
+                "step": step,
+                "loss": result.loss,
+                "grad_norm": result.grad_norm,
+                "lr": self._lr(),
+            }
             self._record(record)
         if result.exchanges:
             self._record({"kind": "exchange", "step": step, "weights": exchange_counts(result.exchanges)})
@@ -184,7 +192,11 @@ class Run:
         if loss < state.best:
             state.best = loss
             self._save_best(evaluated, loss)
-        fires = not state.averaging and trainer.averaging_optimizer is not None and triggered(state.history, loss, options.nonmono)
+        fires = (
+            not state.averaging
+            and trainer.averaging_optimizer is not None
+            and triggered(state.history, loss, options.nonmono)
+        )
         record = {
             "kind": "epoch",
             "epoch": state.epoch + 1,
@@ -196,7 +208,11 @@ class Run:
             "averaging": state.averaging,
             "trigger": fires,
             "flops": state.flops,
-            "density": {name: density_of(w) for name, w in trainer.method.view(state.params).items() if trainer.specs[name].prunable},
+            "density": {
+                name: density_of(w)
+                for name, w in trainer.method.view(state.params).items()
+                if trainer.specs[name].prunable
+            },
             "gate_density": self.gate_densities(),
         }
         if fires:
@@ -221,7 +237,7 @@ class Run:
     def _lr(self) -> float:
         return self.trainer.learning_rate(self.state.step - 1, self.state.epoch)  # of the step just taken
 
-    # --- files ------------------------------------------------------------------------------------------------------------------
+    # --- files
 
     def _record(self, record: dict[str, Any]) -> None:
         if self.folder is not None:
@@ -234,20 +250,24 @@ class Run:
             if self._metrics is None:
                 self._metrics = MetricsWriter(self.folder.metrics_path)
             self._metrics.sync()
-            arrays, meta = pack(self.trainer)
+            arrays, meta = pack(self.state, self.trainer.method)
             self.folder.save(self.state.step, arrays, {**meta, "metrics_length": self._metrics.length})
             self._saved_step = self.state.step
 
     def _save_best(self, evaluated: dict[str, Any], loss: float) -> None:
         if self.folder is not None:
-            self.folder.save_best(self.state.step, checkpoint.pack_params(evaluated, {}), {"valid_loss": loss, "epoch": self.state.epoch + 1})
+            self.folder.save_best(
+                self.state.step,
+                checkpoint.pack_params(evaluated, {}),
+                {"valid_loss": loss, "epoch": self.state.epoch + 1},
+            )
 
     def _save_not_finite(self) -> str:
         if self.folder is None:
             return ""
         path = self.folder.checkpoints_path / "not-finite.npz"
         path.parent.mkdir(exist_ok=True)
-        checkpoint.save(path, *pack(self.trainer))
+        checkpoint.save(path, *pack(self.state, self.trainer.method))
         return f"; the state is in {str(path)!r}"
 
     def _resume(self, folder: RunFolder) -> None:
@@ -256,7 +276,7 @@ class Run:
         if found is None:
             self._metrics.truncate(0)
             return
-        unpack(self.trainer, found.arrays, found.meta)
+        unpack(self.state, self.trainer.method, found.arrays, found.meta)
         self._saved_step = self.state.step
         self._metrics.truncate(found.meta["metrics_length"])
 
@@ -271,34 +291,9 @@ class Run:
 def exchange_counts(exchanges: dict[str, Exchange]) -> dict[str, dict[str, int]]:
     """Return how many entries of each weight were dropped, grown, and of these grown back."""
     return {
-        name: {"dropped": len(e.dropped), "grown": len(e.grown), "regrown": len(e.regrown)} for name, e in exchanges.items()
+        name: {"dropped": len(e.dropped), "grown": len(e.grown), "regrown": len(e.regrown)}
+        for name, e in exchanges.items()
     }
-
-
-_COUNTERS = ("step", "epoch", "window", "averaging", "updates", "history", "best", "loss_sum", "loss_count", "flops")
-
-
-def pack(trainer: Trainer) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Return a trainer's state as named arrays and a small dictionary."""
-    state = trainer.state
-    arrays = checkpoint.pack_params(state.params, state.slots)
-    for k, carried in enumerate(state.carried):
-        arrays[f"carried/{k}/h"], arrays[f"carried/{k}/c"] = carried
-    arrays |= {f"method/{name}": array for name, array in trainer.method.state_arrays().items()}
-    return arrays, {"state": {key: getattr(state, key) for key in _COUNTERS}, "method": trainer.method.state_dict()}
-
-
-def unpack(trainer: Trainer, arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
-    """Put what :func:`pack` returned into a trainer."""
-    state = trainer.state
-    state.params, state.slots = checkpoint.unpack_params(arrays)  # type: ignore[assignment]
-    state.carried = [LSTMState(arrays[f"carried/{k}/h"], arrays[f"carried/{k}/c"]) for k in range(len(state.carried))]
-    for key in _COUNTERS:
-        setattr(state, key, meta["state"][key])
-    prefix = "method/"
-    trainer.method.load_state_dict(
-        meta["method"], {key.removeprefix(prefix): a for key, a in arrays.items() if key.startswith(prefix)}
-    )
 
 
 @contextmanager

@@ -18,7 +18,8 @@ from refimpl.training import checkpoint, flops
 from refimpl.training.config import Config
 from refimpl.training.evaluate import mean_loss, perplexity
 from refimpl.training.loop import Run
-from refimpl.training.trainer import State, Trainer
+from refimpl.training.state import State
+from refimpl.training.trainer import Trainer
 from refimpl.weights import Params, ParamSpec, SparseWeight, Weight, support_of, values_of
 
 REPEATS = 5

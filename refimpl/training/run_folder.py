@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refimpl.training import checkpoint
-from refimpl.training.atomic import TEMPORARY, replacing, sync_folder
+from refimpl.training.atomic import TEMPORARY, replacing
 from refimpl.training.config import Config, differences
 from refimpl.training.environment import environment
 from refimpl.training.lock import LOCK_NAME, FolderLock
@@ -204,7 +203,8 @@ class RunFolder:
     def save_best(self, step: int, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> Path:
         """Write the model with the best validation loss so far, as it was evaluated; as `save`, but to ``best.npz``.
 
-        Write it before the checkpoint of its epoch: a run killed between the two resumes from an older one and comes to the same best again.
+        Write it before the checkpoint of its epoch: a run killed between the two resumes from an older one and comes to
+        the same best again.
         """
         return self._write(self.best_path.name, step, arrays, meta)
 

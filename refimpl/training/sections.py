@@ -255,9 +255,7 @@ class Optimizer(Section):
                 f"give a momentum above 0 and dampening 0, or set nesterov to false"
             )
         if self.schedule == "cosine" and self.lr_min > self.lr:
-            raise ValueError(
-                f"optimizer.lr_min is {self.lr_min}, above optimizer.lr, which is {self.lr}; give less"
-            )
+            raise ValueError(f"optimizer.lr_min is {self.lr_min}, above optimizer.lr, which is {self.lr}; give less")
 
 
 @dataclass(frozen=True)

@@ -1,64 +1,23 @@
 """One training step, one exchange, and what is evaluated: the state of a run and what moves it.
 
-A step is: gradient, clip, optimizer, exchange if due. At the end of an epoch the loop validates, asks the trigger, exchanges, and saves.
+A step is: gradient, clip, optimizer, exchange if due. At the end of an epoch the loop validates, asks the trigger,
+exchanges, and saves.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from refimpl.methods import BaseMethod
-from refimpl.models.language_model import LanguageModel, States
+from refimpl.models.language_model import LanguageModel
 from refimpl.optim import LeakingASGD, clip_scale, global_norm, squared_norm
-from refimpl.optim.base import Slots
 from refimpl.rng import Draws
 from refimpl.training import flops
 from refimpl.training.build import AnyOptimizer, LearningRate
+from refimpl.training.state import State
 from refimpl.weights import Exchange, Gradient, Grads, Params, SparseWeight, Support, values_of
-
-
-@dataclass
-class State:
-    """Everything that a run carries from step to step; a checkpoint is this and nothing else.
-
-    Attributes
-    ----------
-    params, slots : dict
-        The trained numbers, and what the optimizer remembers of each parameter.
-    carried : list of lstm.State
-        Hidden state of the training text.
-    step, epoch, window : int
-        Training steps done, epochs done, and windows done of the current epoch.
-    averaging : bool
-        Whether the trigger has started the averaging optimizer.
-    updates : int
-        Steps of the optimizer that is active.
-    history : list of float
-        Validation losses of the epochs before averaging.
-    best : float
-        Lowest validation loss so far.
-    loss_sum, loss_count : float, int
-        Training losses of the current epoch, weighted by predicted tokens.
-    flops : float
-        Operations executed so far.
-    """
-
-    params: Params
-    slots: dict[str, Slots]
-    carried: States
-    step: int = 0
-    epoch: int = 0
-    window: int = 0
-    averaging: bool = False
-    updates: int = 0
-    history: list[float] = field(default_factory=list)
-    best: float = float("inf")
-    loss_sum: float = 0.0
-    loss_count: int = 0
-    flops: float = 0.0
 
 
 class StepResult(NamedTuple):
@@ -152,7 +111,7 @@ class Trainer:
             raise NonFiniteLossError(self._where_not_finite(loss, number))
         exchanges: dict[str, Exchange] = {}
         norm = float("nan")
-        used, graded = self.used(), self.graded()
+        used, graded = self.used(seen), self.graded()
         state.flops += flops.step(self.specs, used, graded, tokens.size)
         state.flops += flops.dense_gradient(self.specs, self._graded_everywhere(number, graded), graded, tokens.size)
         if not method.replaces_step(number):
@@ -198,23 +157,26 @@ class Trainer:
                 averaged[name] = values  # a leaking average is dense
         return self.method.view(averaged)
 
-    def used(self) -> dict[str, int]:
-        """Return |A| of each weight."""
-        seen = self.method.view(self.state.params)
-        return {name: values_of(seen[name]).size for name, spec in self.specs.items() if spec.kind not in ("bias", "norm")}
+    @property
+    def weights(self) -> list[str]:
+        """Names of the parameters that are linear maps."""
+        return [name for name, spec in self.specs.items() if spec.kind not in ("bias", "norm")]
+
+    def used(self, seen: Params | None = None) -> dict[str, int]:
+        """Return |A| of each weight, of ``seen`` if the method's view is at hand."""
+        seen = self.method.view(self.state.params) if seen is None else seen
+        return {name: values_of(seen[name]).size for name in self.weights}
 
     def graded(self) -> dict[str, int]:
         """Return |B| of each weight."""
         counts = {}
-        for name in self.used():
+        for name in self.weights:
             support = self.method.gradient_support(name, self.state.params)
             counts[name] = values_of(self.state.params[name]).size if support is None else support.nnz
         return counts
 
-    # ----------------------------------------------------------------------------------------------------------------------------
-
     def _graded_everywhere(self, number: int, graded: dict[str, int]) -> list[str]:
-        """Return the weights whose gradient a step evaluates beyond B: for growth, a dense norm, or an average that leaks."""
+        """Return the weights whose whole gradient a step needs: for growth, a dense norm, or an average that leaks."""
         method, updates = self.method, not self.method.replaces_step(number)
         if updates and self.clip and method.conventions.clip_norm == "dense":
             return list(graded)
@@ -270,16 +232,25 @@ class Trainer:
         return squared_norm(evaluated)
 
     def _update_one(
-        self, name: str, gradient: np.ndarray, support: Support | None, lr: float, promise: np.ndarray | Gradient, scale: float
+        self,
+        name: str,
+        gradient: np.ndarray,
+        support: Support | None,
+        lr: float,
+        promise: np.ndarray | Gradient,
+        scale: float,
     ) -> None:
         state = self.state
         weight, slots = state.params[name], state.slots[name]
         optimizer, values = self._optimizer_of(weight), values_of(weight)
         if isinstance(optimizer, LeakingASGD):
-            assert isinstance(weight, SparseWeight) and not isinstance(promise, np.ndarray)
+            assert isinstance(weight, SparseWeight)
+            assert not isinstance(promise, np.ndarray)
             whole = promise.dense()
             whole *= whole.dtype.type(scale)
-            optimizer.update(values, gradient, slots, lr=lr, step=state.updates, support=weight.support, dense_grad=whole)
+            optimizer.update(
+                values, gradient, slots, lr=lr, step=state.updates, support=weight.support, dense_grad=whole
+            )
         elif support is None:
             optimizer.update(values, gradient, slots, lr=lr, step=state.updates)
         else:  # B is a part of what is stored: the rest must not move, neither by momentum nor by decay

@@ -44,8 +44,8 @@ class Exchange:
     dropped : ndarray of int64
         Flat positions that the drop criterion took out, ascending; a subset of ``old``.
     grown : ndarray of int64
-        Flat positions that growth put in, ascending; a subset of ``new``, disjoint from what the drop kept. An entry in both
-        ``dropped`` and ``grown`` was *regrown*.
+        Flat positions that growth put in, ascending; a subset of ``new``, disjoint from what the drop kept. An entry in
+        both ``dropped`` and ``grown`` was *regrown*.
     """
 
     old: Support
@@ -65,7 +65,8 @@ class Exchange:
         Raises
         ------
         ValueError
-            If a dropped entry is not stored, a grown one is stored and not dropped, or one of either stands in the list twice.
+            If a dropped entry is not stored, a grown one is stored and not dropped, or one of either stands in the list
+            twice.
         """
         dropped, grown = np.sort(dropped).astype(np.int64), np.sort(grown).astype(np.int64)
         if (old.positions_of(dropped) < 0).any():
@@ -100,7 +101,9 @@ class Exchange:
             If ``aligned`` has not one number for each entry of ``old``.
         """
         if len(aligned) != self.old.nnz:
-            raise ValueError(f"an array aligned with {self.old.nnz} entries is carried; got one of length {len(aligned)}")
+            raise ValueError(
+                f"an array aligned with {self.old.nnz} entries is carried; got one of length {len(aligned)}"
+            )
         source = self.old.positions_of(self.new.flat)
         if rule.regrown == "reset":
             source[self.new.positions_of(self.regrown)] = -1

@@ -1,7 +1,8 @@
 """Gradients as promises: known by their factors, evaluated where they are wanted.
 
-The gradient of a linear map ``Y = W X`` is ``dY X^T``, a matrix as large as the dense weight. Nobody needs all of it at once: an optimizer
-needs it on the support, RigL the largest entries outside it, clipping its norm. A promise keeps the two factors and answers such questions.
+The gradient of a linear map ``Y = W X`` is ``dY X^T``, a matrix as large as the dense weight. Nobody needs all of it at
+once: an optimizer needs it on the support, RigL the largest entries outside it, clipping its norm. A promise keeps the
+two factors and answers such questions.
 """
 
 from __future__ import annotations
@@ -38,7 +39,6 @@ class Gradient(Protocol):
         ...
 
 
-
 class LinearGrad:
     r"""Gradient of a linear map: :math:`dW = \sum_p dY_p X_p^\top`.
 
@@ -53,7 +53,9 @@ class LinearGrad:
         A support on which the gradient was evaluated already, together with another product.
     """
 
-    def __init__(self, shape: Shape, dy: np.ndarray, x: np.ndarray, known: tuple[Support, np.ndarray] | None = None) -> None:
+    def __init__(
+        self, shape: Shape, dy: np.ndarray, x: np.ndarray, known: tuple[Support, np.ndarray] | None = None
+    ) -> None:
         self.shape = shape
         self.dy = dy
         self.x = x
@@ -148,7 +150,8 @@ class SumGrad:
 
 
 class ScaledGrad:
-    r"""Gradient of a weight :math:`W` that was used as :math:`W \odot m`, the factors :math:`m` being given on its entries (DropConnect).
+    r"""Gradient of a weight :math:`W` that was used as :math:`W \odot m`, the factors :math:`m` being given on its
+    entries (DropConnect).
 
     Parameters
     ----------

@@ -25,8 +25,8 @@ class ParamSpec:
     name, shape : str, tuple of int
         As in a PyTorch state dict; rows are output units.
     kind : str
-        ``"embedding"``, ``"linear"`` (also the input weights of a recurrent layer), ``"recurrent"``, ``"conv"``, ``"bias"``
-        or ``"norm"``.
+        ``"embedding"``, ``"linear"`` (also the input weights of a recurrent layer), ``"recurrent"``, ``"conv"``,
+        ``"bias"`` or ``"norm"``.
     prunable : bool
         Whether sparse methods may act on it.
     blocks : dict of str to slice
@@ -34,12 +34,13 @@ class ParamSpec:
     fan_in, fan_out : int
         Dense fans of the linear map.
     columns_per_sample : float
-        Matrix–vector products for each sample (a token, an image): 0 for an embedding lookup, the number of positions for
-        a convolution.
+        Matrix–vector products for each sample (a token, an image): 0 for an embedding lookup, the number of positions
+        for a convolution.
     input_gradient : bool
         Whether backward computes the gradient of this map's input; false for the first layer.
     layer : str
-        Parameters that share a layer, such as the input and recurrent weights of one LSTM layer, have the same name here.
+        Parameters that share a layer, such as the input and recurrent weights of one LSTM layer, have the same name
+        here.
     """
 
     name: str

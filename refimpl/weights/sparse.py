@@ -18,7 +18,8 @@ class SparseWeight:
     support : Support
         Which entries exist.
     values : ndarray, shape (nnz,)
-        Their values in row-major order, contiguous, float32 or float64. Kept by reference: optimizers update them in place.
+        Their values in row-major order, contiguous, float32 or float64. Kept by reference: optimizers update them in
+        place.
 
     Raises
     ------
@@ -30,11 +31,15 @@ class SparseWeight:
 
     def __init__(self, support: Support, values: np.ndarray) -> None:
         if values.shape != (support.nnz,):
-            raise ValueError(f"a support of {support.nnz} entries needs as many values; got an array of shape {values.shape}")
+            raise ValueError(
+                f"a support of {support.nnz} entries needs as many values; got an array of shape {values.shape}"
+            )
         if values.dtype not in (np.float32, np.float64):
             raise ValueError(f"values must be float32 or float64; got {values.dtype}")
         if not values.flags.c_contiguous:
-            raise ValueError("values must lie next to each other; got a strided view, of which np.ascontiguousarray makes a copy")
+            raise ValueError(
+                "values must lie next to each other; got a strided view, of which np.ascontiguousarray makes a copy"
+            )
         self.support = support
         self.values = values
 

@@ -21,9 +21,10 @@ def index_dtype(size: int) -> np.dtype[Any]:
 class Support:
     """The set of stored entries of a weight, in row-major order; immutable.
 
-    A weight of shape ``(rows, *rest)`` is seen as a matrix of ``rows`` output units by ``prod(rest)`` columns, and stored as
-    compressed sparse rows: row ``i`` holds the columns ``indices[indptr[i]:indptr[i + 1]]``, ascending and without
-    duplicates. Everything that is remembered about the weight's entries is an array of length ``nnz`` in this order.
+    A weight of shape ``(rows, *rest)`` is seen as a matrix of ``rows`` output units by ``prod(rest)`` columns, and
+    stored as compressed sparse rows: row ``i`` holds the columns ``indices[indptr[i]:indptr[i + 1]]``, ascending and
+    without duplicates. Everything that is remembered about the weight's entries is an array of length ``nnz`` in this
+    order.
 
     Parameters
     ----------
@@ -42,7 +43,9 @@ class Support:
         shape = tuple(int(n) for n in shape)
         positions = np.asarray(flat, dtype=np.int64)
         if not shape or positions.ndim != 1:
-            raise ValueError(f"a support needs a shape and a list of flat positions; got shape {shape} and {positions.ndim} axes")
+            raise ValueError(
+                f"a support needs a shape and a list of flat positions; got shape {shape} and {positions.ndim} axes"
+            )
         size = int(np.prod(shape))
         if positions.size and (positions[0] < 0 or positions[-1] >= size or (np.diff(positions) <= 0).any()):
             raise ValueError(f"the flat positions of a support must ascend strictly within 0..{size - 1}")
@@ -133,7 +136,11 @@ class Support:
         return np.where(mine[at] == flat, at, -1)
 
     def __contains__(self, other: object) -> bool:
-        return isinstance(other, Support) and self.shape == other.shape and bool((self.positions_of(other.flat) >= 0).all())
+        return (
+            isinstance(other, Support)
+            and self.shape == other.shape
+            and bool((self.positions_of(other.flat) >= 0).all())
+        )
 
     def __eq__(self, other: object) -> bool:
         return self is other or (

@@ -96,7 +96,7 @@ def export_params(
 def import_params(path: str | Path) -> Imported:
     """Read parameters that `export_params` wrote, or a state dict or archive from elsewhere.
 
-    The content tells the format.
+    The ending `.npz` or the content tells the format.
 
     Raises
     ------
@@ -112,7 +112,7 @@ def import_params(path: str | Path) -> Imported:
         raise FileNotFoundError(f"there is no {str(path)!r}; give a .pt or .npz file, or a folder of scipy files")
     if path.is_dir():
         read = _read_scipy
-    elif _is_npz(path):
+    elif path.suffix == ".npz" or _is_npz(path):
         read = _read_npz
     else:
         read = _read_torch

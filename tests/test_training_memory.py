@@ -147,8 +147,8 @@ def test_bytes_for_each_non_zero(parts: dict[str, Parts], work: str, most: int) 
     """A budget, beyond values, supports and slots.
 
     A step: the gradients of all weights (4 bytes), and for one tensor at a time, a quarter of all at most, its
-    gradient clipped, and values and gradient in the order of its columns. On new supports, besides, each twin's indices
-    and permutation (6), and what sorting them takes, for one tensor at a time. An exchange: eight 64-bit numbers, among
-    them places, what goes and what comes of all tensors, and the new supports.
+    gradient clipped, and values and gradient in the order of its columns. On new supports, besides, the tiles of rows
+    and of columns, indices and permutations (6 and 10), and what sorting takes, for one tensor at a time. An exchange:
+    eight 64-bit numbers, among them places, what goes and what comes of all tensors, and the new supports.
     """
     assert 0 < parts[work].each < most

@@ -7,14 +7,15 @@ every twenty entries at most.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-import scipy.sparse
 
 from refimpl.kernels import threads
+from refimpl.kernels.cpu.runtime import kernel, run
 from refimpl.kernels.types import Pattern
 
 _TILE_BYTES = 40 << 10  # of the gathered panel: what the level-1 cache holds beside the stream of values and indices
@@ -22,6 +23,9 @@ _MIN_ROW_NONZEROS = (
     20  # fewer in a row of a tile, and loading and storing the accumulated row costs more than the cache saves
 )
 _CHUNKS_PER_THREAD = 4
+
+
+Entries = tuple[np.ndarray, np.ndarray | None]
 
 
 @dataclass(frozen=True)
@@ -49,24 +53,25 @@ class Tiles:
 
 
 class Lines:
-    """Lines of a sparse matrix (rows, or columns of the twin): ``index[pointer[i]:pointer[i + 1]]`` for line ``i``.
+    """Lines of a sparse matrix: its rows, or the columns of its transposed twin.
 
     Parameters
     ----------
     pointer : ndarray of int64, shape (lines + 1,)
-    index : ndarray of unsigned int, shape (nnz,)
+        Line ``i`` has the entries ``pointer[i] <= k < pointer[i + 1]``.
     across : int
-        Extent of the other axis, that ``index`` runs over.
-    order : ndarray of int, optional
-        Place in the pattern of each of the lines' entries; by default the same.
+        Extent of the other axis.
+    entries : callable
+        Returns the place across of each entry, and the place in the pattern of each (None if it is the same). It is
+        called for each new tiling, so that nothing but tiles that are in use is kept.
     """
 
-    def __init__(self, pointer: np.ndarray, index: np.ndarray, across: int, order: np.ndarray | None = None) -> None:
+    def __init__(self, pointer: np.ndarray, across: int, entries: Callable[[], Entries]) -> None:
         self.pointer = pointer
-        self.index = index
         self.across = across
-        self.order = order
         self.count = pointer.size - 1
+        self.nnz = int(pointer[-1])
+        self._entries = entries
         self._tiles: dict[int, Tiles] = {}
         self._chunks: dict[tuple[int, int], np.ndarray] = {}
 
@@ -81,27 +86,20 @@ class Lines:
             Average number of entries that a line must keep in each tile.
         """
         wanted = -(-self.across * row_bytes // _TILE_BYTES)
-        count = int(max(1, min(wanted, self.index.size / max(self.count, 1) // least)))
+        count = int(max(1, min(wanted, self.nnz / max(self.count, 1) // least)))
         if count not in self._tiles:
             self._tiles[count] = self._cut(count)
         return self._tiles[count]
 
     def _cut(self, count: int) -> Tiles:
+        index, order = self._entries()
         if count == 1:
-            return Tiles(self.index, self.pointer[None, :], _inverse(self.order), self.order)
-        span = -(-self.across // count)
-        tile = (self.index // np.int64(span)).astype(np.uint16)
-        key = (
-            np.repeat(np.arange(self.count, dtype=np.int64), np.diff(self.pointer)) + tile.astype(np.int64) * self.count
-        )
-        sizes = np.bincount(key, minlength=self.count * count).reshape(count, self.count)
+            return Tiles(index, self.pointer[None, :], _inverse(order), order)
         starts = np.zeros((count, self.count + 1), np.int64)
-        np.cumsum(sizes, axis=1, out=starts[:, 1:])
-        starts[1:] += np.cumsum(starts[:-1, -1])[:, None]
-        sort = np.argsort(tile, kind="stable")  # lines stay in order within a tile
-        order = sort.astype(_narrow(sort.size)) if self.order is None else self.order[sort]
-        index, place = _frozen(self.index[sort]), _inverse(order)
-        return Tiles(index, _frozen(starts), place, None if self.order is None else order)
+        moved, source = np.empty_like(index), np.empty(self.nnz, _narrow(self.nnz))
+        run(cut_lines, self.pointer, index, -(-self.across // count), starts, moved, source)
+        moved_order = source if order is None else order[source]
+        return Tiles(_frozen(moved), _frozen(starts), _inverse(moved_order), None if order is None else moved_order)
 
     def chunks(self, count: int, groups: int = 1) -> np.ndarray:
         """Cut the lines into ``count`` stretches of about equal numbers of entries.
@@ -124,20 +122,64 @@ class Plan:
     """The rows of a pattern, and the columns of its transposed twin."""
 
     def __init__(self, pattern: Pattern) -> None:
-        self.rows = Lines(pattern.indptr, pattern.indices, pattern.matrix_shape[1])
-        self._extent = pattern.matrix_shape[0]
+        self._pointer, self._index = pattern.indptr, pattern.indices
+        self._row_count, columns = pattern.matrix_shape
+        self.rows = Lines(pattern.indptr, columns, lambda: (self._index, None))
 
     @cached_property
     def columns(self) -> Lines:
         """The twin's lines: column ``j`` holds its rows, ascending."""
-        nnz, narrow = self.rows.index.size, _narrow(self.rows.index.size)
-        csr = scipy.sparse.csr_array(
-            (np.arange(nnz, dtype=narrow), self.rows.index.astype(narrow), self.rows.pointer.astype(narrow)),
-            shape=(self._extent, self.rows.across),
-        )
-        csc = csr.tocsc()
-        index = csc.indices.astype(np.uint16 if self._extent <= 1 << 16 else np.uint32)
-        return Lines(_frozen(csc.indptr.astype(np.int64)), _frozen(index), self._extent, csc.data)
+        pointer = np.zeros(self.rows.across + 1, np.int64)
+        np.cumsum(np.bincount(self._index, minlength=self.rows.across), out=pointer[1:])
+        return Lines(_frozen(pointer), self._row_count, self._transposed)
+
+    def _transposed(self) -> Entries:
+        nnz = self._index.size
+        index = np.empty(nnz, np.uint16 if self._row_count <= 1 << 16 else np.uint32)
+        order = np.empty(nnz, _narrow(nnz))
+        run(transpose, self._pointer, self._index, self.columns.pointer, index, order)
+        return _frozen(index), order
+
+
+@kernel(parallel=False)
+def transpose(pointer, index, column_pointer, row_index, order):  # type: ignore[no-untyped-def]
+    """Sort the entries of rows by column: a counting sort, which leaves the rows of each column ascending.
+
+    ``order[k]`` is the place among the rows' entries of entry ``k``.
+    """
+    following = column_pointer[:-1].copy()
+    for i in range(pointer.size - 1):
+        for k in range(pointer[i], pointer[i + 1]):
+            to = following[index[k]]
+            following[index[k]] += 1
+            row_index[to] = i
+            order[to] = k
+
+
+@kernel(parallel=False)
+def cut_lines(pointer, index, span, starts, tile_index, source):  # type: ignore[no-untyped-def]
+    """Move the entries of lines to their tiles, each of ``span`` places across.
+
+    ``starts`` (tiles, lines + 1) starts as zeros; ``source[k]`` is the place among the lines' entries of entry ``k``.
+    """
+    tiles, lines = starts.shape[0], starts.shape[1] - 1
+    for i in range(lines):
+        for k in range(pointer[i], pointer[i + 1]):
+            starts[np.int64(index[k]) // span, i + 1] += 1
+    before = 0
+    for t in range(tiles):
+        starts[t, 0] = before
+        for i in range(lines):
+            starts[t, i + 1] += starts[t, i]
+        before = starts[t, lines]
+    following = np.empty(tiles, np.int64)
+    for i in range(lines):
+        following[:] = starts[:, i]
+        for k in range(pointer[i], pointer[i + 1]):
+            t = np.int64(index[k]) // span
+            tile_index[following[t]] = index[k]
+            source[following[t]] = k
+            following[t] += 1
 
 
 def _inverse(order: np.ndarray | None) -> np.ndarray | None:

@@ -159,7 +159,7 @@ def sddmm_panels(support: Pattern, dy: np.ndarray, x: np.ndarray) -> np.ndarray:
     """Return ``dY X^T`` on the support, of panels (P, R, w) and (P, C, w)."""
     rows = plan(support).rows
     tiles = rows.tiles(x.shape[2] * x.itemsize)
-    out = memory.empty(rows.index.shape, x.dtype)
+    out = memory.empty((rows.nnz,), x.dtype)
     chunks = rows.chunks(chunk_count(2.0 * out.size * x.shape[0] * x.shape[2]))
     run(dot, quads(x.shape[2]), tiles.index, tiles.starts, chunks, dy, x, out)
     return from_tiles(out, tiles)

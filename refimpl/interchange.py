@@ -112,10 +112,12 @@ def import_params(path: str | Path) -> Imported:
         raise FileNotFoundError(f"there is no {str(path)!r}; give a .pt or .npz file, or a folder of scipy files")
     if path.is_dir():
         read = _read_scipy
-    elif path.suffix == ".npz" or _is_npz(path):
+    elif _is_npz(path):
         read = _read_npz
-    else:
+    elif zipfile.is_zipfile(path) or path.suffix in (".pt", ".pth", ".bin"):
         read = _read_torch
+    else:
+        raise _not_understood(path, "it is no archive, or a truncated one")
     try:
         found = read(path)
     except _NotParametersError:

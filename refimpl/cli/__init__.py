@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Sequence
 from importlib import import_module
-from pathlib import Path
 
 from refimpl.cli.arguments import make_parser
 from refimpl.extras import MissingExtraError
@@ -32,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments = make_parser().parse_args(argv)
         _show_warnings()
+        _note_interrupts()
         command = getattr(import_module(f"refimpl.cli.{arguments.module}"), arguments.function)
         return int(command(arguments))
     except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
@@ -49,20 +51,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         return FAILED
 
 
-def _let_openblas_use_avx512() -> None:
-    """Ask NumPy's BLAS for its AVX-512 kernels where the processor has the instructions.
+_interrupted = False
 
-    OpenBLAS takes processors that are newer than itself for older ones, and then runs dense products at half their
-    speed. It reads the setting when it is loaded, and a setting of the user's stands.
-    """
-    if "numpy" in sys.modules or not sys.platform.startswith("linux"):
-        return
-    try:
-        flags = Path("/proc/cpuinfo").read_text().partition("flags")[2].partition("\n")[0].split()
-    except OSError:
-        return
-    if {"avx512f", "avx512dq", "avx512bw", "avx512vl"} <= set(flags):
-        os.environ.setdefault("OPENBLAS_CORETYPE", "SkylakeX")
+
+def _note_interrupts() -> None:
+    """Remember Ctrl-C: raised inside a callback of a library that is being imported, it would be lost."""
+    global _interrupted
+    _interrupted = False
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, _interrupt)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    global _interrupted
+    _interrupted = True
+    raise KeyboardInterrupt
+
+
+def stop_if_interrupted() -> None:
+    """Raise KeyboardInterrupt if Ctrl-C was pressed since the command began."""
+    if _interrupted:
+        raise KeyboardInterrupt
 
 
 def say_error(text: str) -> None:

@@ -6,7 +6,7 @@ import argparse
 from dataclasses import replace
 from functools import partial
 
-from refimpl.cli import STOPPED
+from refimpl.cli import STOPPED, stop_if_interrupted
 from refimpl.cli.progress import WORTH_SAYING, Progress, compile_seconds
 from refimpl.datasets import Corpus
 from refimpl.kernels import threads
@@ -20,6 +20,7 @@ DEFAULT_RECIPE = "selfish-lstm"
 
 def train(arguments: argparse.Namespace) -> int:
     """Train, or go on with a run, and report."""
+    stop_if_interrupted()
     run = _resumed(arguments) if arguments.resume is not None else _started(arguments)
     assert run.folder is not None
     try:

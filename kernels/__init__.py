@@ -22,6 +22,7 @@ from refimpl.kernels.types import Matrix, Pattern, SparseMatrix, is_sparse
 TIERS = ("cpu", "spec")
 
 _chosen = os.environ.get("REFIMPL_KERNELS", "cpu")
+_tier: ModuleType | None = None  # the module of that name, once it was asked for: only then is a compiler imported
 
 
 def tier() -> ModuleType:
@@ -32,23 +33,29 @@ def tier() -> ModuleType:
     ValueError
         If ``REFIMPL_KERNELS`` names no tier.
     """
-    if _chosen not in TIERS:
+    global _tier
+    if _tier is None:
+        _tier = _module(_chosen)
+    return _tier
+
+
+def _module(name: str) -> ModuleType:
+    if name not in TIERS:
         raise ValueError(
-            f"there are no kernels called {_chosen!r}; REFIMPL_KERNELS and use() take one of {', '.join(TIERS)}"
+            f"there are no kernels called {name!r}; REFIMPL_KERNELS and use() take one of {', '.join(TIERS)}"
         )
-    return import_module(f"refimpl.kernels.{_chosen}")
+    return import_module(f"refimpl.kernels.{name}")
 
 
 @contextmanager
 def use(name: str) -> Iterator[None]:
     """Use the kernels of one tier inside a ``with`` block."""
-    global _chosen
-    before, _chosen = _chosen, name
+    global _tier
+    before, _tier = _tier, _module(name)
     try:
-        tier()
         yield
     finally:
-        _chosen = before
+        _tier = before
 
 
 def matmul(w: Matrix, x: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
@@ -56,8 +63,7 @@ def matmul(w: Matrix, x: np.ndarray, bias: np.ndarray | None = None) -> np.ndarr
     if not is_sparse(w):
         return dense.matmul(w, x, bias)
     rows, columns = w.support.matrix_shape
-    checks.features("X", x, columns)
-    checks.one_type("X", x, w)
+    checks.operand("X", x, w, columns)
     if bias is not None and (bias.shape != (rows,) or bias.dtype != x.dtype):
         raise ValueError(
             f"the bias is {bias.dtype} of shape {bias.shape}; this product takes {x.dtype} of shape {(rows,)}"
@@ -69,26 +75,19 @@ def matmul_t(w: Matrix, dy: np.ndarray) -> np.ndarray:
     """Return ``W^T dY``; see :func:`refimpl.kernels.spec.matmul_t`."""
     if not is_sparse(w):
         return dense.matmul(w.T, dy)
-    checks.features("dY", dy, w.support.matrix_shape[0])
-    checks.one_type("dY", dy, w)
+    checks.operand("dY", dy, w, w.support.matrix_shape[0])
     return tier().matmul_t(w, dy)
-
-
-def _check_factors(support: Pattern, dy: np.ndarray, x: np.ndarray) -> None:
-    checks.features("dY", dy, support.matrix_shape[0])
-    checks.features("X", x, support.matrix_shape[1])
-    checks.same_columns(dy, x)
 
 
 def sddmm(support: Pattern, dy: np.ndarray, x: np.ndarray) -> np.ndarray:
     """Return ``dY X^T`` on a support; see :func:`refimpl.kernels.spec.sddmm`."""
-    _check_factors(support, dy, x)
+    checks.factors(support, dy, x)
     return tier().sddmm(support, dy, x)
 
 
 def matmul_t_sddmm(w: SparseMatrix, dy: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return both backward products at once; see :func:`refimpl.kernels.spec.matmul_t_sddmm`."""
-    _check_factors(w.support, dy, x)
+    checks.factors(w.support, dy, x)
     checks.one_type("dY", dy, w)
     return tier().matmul_t_sddmm(w, dy, x)
 
@@ -157,9 +156,62 @@ def softmax_cross_entropy(logits: np.ndarray, targets: np.ndarray, scale: float)
     return tier().softmax_cross_entropy(logits, targets, scale)
 
 
+def relu(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    """Return ``max(X, 0)``; see :func:`refimpl.kernels.spec.relu`."""
+    if out is not None:
+        checks.like("out", out, x)
+    return tier().relu(x, out)
+
+
+def relu_backward(dy: np.ndarray, y: np.ndarray, out: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Return the gradient below a rectifier and its sums; see :func:`refimpl.kernels.spec.relu_backward`."""
+    if y.ndim < 2:
+        raise ValueError(f"Y has shape {y.shape}; a rectifier's gradient takes (..., features, columns)")
+    checks.like("dY", dy, y)
+    if out is not None and out is not dy:
+        checks.like("out", out, y)
+    return tier().relu_backward(dy, y, out)
+
+
+def sgd_step(
+    w: np.ndarray,
+    g: np.ndarray,
+    b: np.ndarray | None,
+    *,
+    lr: float,
+    momentum: float,
+    dampening: float,
+    nesterov: bool,
+    weight_decay: float,
+    scale: float,
+    first: bool,
+) -> None:
+    """Take a step of SGD in place; see :func:`refimpl.kernels.rules.sgd_step`."""
+    if b is None:
+        checks.aligned(w, g)
+    else:
+        checks.aligned(w, g, b)
+    tier().sgd_step(
+        w, g, b, lr=lr, momentum=momentum, dampening=dampening, nesterov=nesterov, weight_decay=weight_decay,
+        scale=scale, first=first,
+    )  # fmt: skip
+
+
+def adam_step(w: np.ndarray, g: np.ndarray, m: np.ndarray, v: np.ndarray, **options: Any) -> None:
+    """Take a step of Adam in place; see :func:`refimpl.kernels.rules.adam_step`."""
+    checks.aligned(w, g, m, v)
+    tier().adam_step(w, g, m, v, **options)
+
+
+def squared_norm(array: np.ndarray) -> float:
+    """Return the sum of the squares in float64; see :func:`refimpl.kernels.rules.squared_norm`."""
+    return tier().squared_norm(array)
+
+
 __all__ = [
     "TIERS",
     "LSTMBackward",
+    "adam_step",
     "dense",
     "embed",
     "embed_gradient",
@@ -170,9 +222,13 @@ __all__ = [
     "matmul_t",
     "matmul_t_sddmm",
     "memory",
+    "relu",
+    "relu_backward",
     "sddmm",
+    "sgd_step",
     "softmax_cross_entropy",
     "spec",
+    "squared_norm",
     "sum_rows",
     "threads",
     "tier",

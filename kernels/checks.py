@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from refimpl.kernels.types import Matrix, is_sparse
+from refimpl.kernels.types import Matrix, Pattern, SparseMatrix, is_sparse
 
 
 def extents(w: Matrix) -> tuple[int, int]:
@@ -18,6 +18,21 @@ def features(name: str, x: np.ndarray, count: int) -> None:
         raise ValueError(
             f"{name} has shape {x.shape}; this weight takes (..., {count}, columns), with one column or more"
         )
+
+
+def operand(name: str, x: np.ndarray, w: SparseMatrix, count: int) -> None:
+    """Raise ValueError unless ``x`` is (..., count, N) with at least one column, of the type of a sparse weight."""
+    if x.ndim < 2 or x.shape[-2] != count or x.dtype != w.values.dtype or not x.size:
+        features(name, x, count)
+        one_type(name, x, w)
+
+
+def factors(support: Pattern, dy: np.ndarray, x: np.ndarray) -> None:
+    """Raise ValueError unless ``dy`` and ``x`` are factors of the gradient of a weight with this pattern."""
+    rows, columns = support.matrix_shape
+    features("dY", dy, rows)
+    features("X", x, columns)
+    same_columns(dy, x)
 
 
 def one_type(name: str, x: np.ndarray, w: Matrix) -> None:
@@ -35,9 +50,36 @@ def same_columns(dy: np.ndarray, x: np.ndarray) -> None:
         )
 
 
+def like(name: str, given: np.ndarray, other: np.ndarray) -> None:
+    """Raise ValueError unless an array has another's shape and type."""
+    if given.shape != other.shape or given.dtype != other.dtype:
+        raise ValueError(
+            f"{name} is {given.dtype} of shape {given.shape}; it must be {other.dtype} of shape {other.shape}"
+        )
+
+
+def aligned(values: np.ndarray, grad: np.ndarray, *slots: np.ndarray) -> None:
+    """Raise ValueError unless the arrays of an optimizer step have one entry for each value, and one type."""
+    if values.dtype.kind != "f" or grad.dtype != values.dtype:
+        raise ValueError(
+            f"the values are {values.dtype} and the gradient {grad.dtype};"
+            " give both in one floating type, float32 or float64"
+        )
+    for array in (grad, *slots):
+        if array.shape != values.shape:
+            shapes = ", ".join(str(array.shape) for array in (values, grad, *slots))
+            raise ValueError(
+                f"values, gradient and slots have the shapes {shapes}; give arrays with one entry for each value"
+            )
+
+
 def tokens(name: str, given: np.ndarray, count: int, lowest: int = 0) -> None:
     """Raise ValueError unless all of ``given`` are integers in ``lowest <= token < count``."""
-    if given.dtype.kind not in "iu" or (given.size and not (given.min() >= lowest and given.max() < count)):
+    if given.dtype == np.int64 and given.size:  # shifted and seen as unsigned, one comparison tells both bounds
+        inside = np.maximum.reduce((given - lowest).view(np.uint64), axis=None) < count - lowest
+    else:
+        inside = not given.size or bool(given.min() >= lowest and given.max() < count)
+    if given.dtype.kind not in "iu" or not inside:
         found = f"{given.min()} to {given.max()}" if given.size else "nothing"
         raise ValueError(f"{name} are {given.dtype} from {found}; they must be integers from {lowest} to {count - 1}")
 

@@ -7,29 +7,38 @@ the pool when the last view of them is gone.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 ALIGNMENT = 64  # bytes: one cache line, and one AVX-512 vector
 _CLASS_BITS = 3  # sizes are rounded up to 1/8 of a power of two, so that slightly shorter windows reuse the same blocks
+_BYTE = np.dtype(np.uint8)
 
 _free: defaultdict[int, list[np.ndarray]] = defaultdict(list)
 
 
-class _Lease:
-    """Owner of one block while any array over it lives."""
+# NumPy lets a view refer to the owner of its memory instead of the view it was made from, but only past views of its
+# own type. Two types of our own end that chain at the lease, which therefore lives as long as any array over it.
 
-    def __init__(self, block: np.ndarray, size_class: int) -> None:
-        self.block = block
-        self.size_class = size_class
-        self.__array_interface__ = block.__array_interface__
+
+class _Block(np.ndarray[Any, Any]):
+    """Aligned bytes of one size class."""
+
+
+class _Lease(np.ndarray[Any, Any]):
+    """The bytes of a block that are in use: owner of the block while any array over it lives."""
 
     def __del__(self) -> None:
-        _free[self.size_class].append(self.block)
+        block = self.base
+        if type(block) is _Block:
+            _free[block.nbytes].append(block)
 
 
+@lru_cache(maxsize=1 << 12)
 def _size_class(nbytes: int) -> int:
     step = max(4096, 1 << max(nbytes.bit_length() - 1 - _CLASS_BITS, 0))
     return -(-nbytes // step) * step
@@ -38,16 +47,16 @@ def _size_class(nbytes: int) -> int:
 def empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     """Return an uninitialised C-ordered array whose first byte is 64-byte aligned."""
     dtype = np.dtype(dtype)
-    nbytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-    size_class = _size_class(max(nbytes, 1))
+    nbytes = math.prod(shape) * dtype.itemsize
+    size_class = _size_class(nbytes or 1)
     waiting = _free[size_class]
     if waiting:
         block = waiting.pop()
     else:
         raw = np.empty(size_class + ALIGNMENT, np.uint8)
         start = -raw.ctypes.data % ALIGNMENT
-        block = raw[start : start + size_class]
-    return np.asarray(_Lease(block, size_class))[:nbytes].view(dtype).reshape(shape)
+        block = raw[start : start + size_class].view(_Block)
+    return np.ndarray(shape, dtype, _Lease(nbytes, _BYTE, block))
 
 
 def zeros(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
@@ -59,6 +68,11 @@ def zeros(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
 
 def is_aligned(array: np.ndarray) -> bool:
     """Tell whether an array starts on a cache line."""
+    base = array.base
+    if type(base) is np.ndarray:  # a view of one of ours
+        base = base.base
+    if type(base) is _Lease and array.nbytes == base.nbytes and array.flags.c_contiguous:
+        return True  # all of a lease: true without the address, which takes NumPy a microsecond to tell
     return array.ctypes.data % ALIGNMENT == 0
 
 

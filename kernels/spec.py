@@ -9,17 +9,24 @@ batch last.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import scipy.sparse
 
 from refimpl.kernels import dense
+from refimpl.kernels.rules import adam_step as adam_step
+from refimpl.kernels.rules import sgd_step as sgd_step
+from refimpl.kernels.rules import squared_norm as squared_norm
 from refimpl.kernels.types import Matrix, Pattern, SparseMatrix, is_sparse
+
+if TYPE_CHECKING:
+    import scipy.sparse
 
 
 def as_scipy(w: SparseMatrix) -> scipy.sparse.csr_array:
     """Return the weight as a SciPy CSR matrix over the same values."""
+    import scipy.sparse  # longer to import than this package, and only needed where the definition runs
+
     return scipy.sparse.csr_array(
         (w.values, w.support.indices.astype(np.int64), w.support.indptr), shape=w.support.matrix_shape
     )
@@ -252,6 +259,36 @@ def softmax_cross_entropy(logits: np.ndarray, targets: np.ndarray, scale: float)
         z *= np.where(target >= 0, scale / mass, 0).astype(z.dtype)
         z[target[columns], columns] -= z.dtype.type(scale)
     return total
+
+
+def relu(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    r"""Return :math:`Y = \max(X, 0)` of an array of any shape; NaN stays NaN, and −0 becomes 0.
+
+    ``out`` is where it is written, such as ``x`` itself.
+    """
+    y = np.where(x <= 0, 0, x)
+    if out is None:
+        return y
+    out[...] = y
+    return out
+
+
+def relu_backward(dy: np.ndarray, y: np.ndarray, out: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    r"""Return :math:`dX = dY` where :math:`Y > 0` and 0 elsewhere (dY where Y is NaN), and its :func:`sum_rows`: the
+    gradient of the bias below.
+
+    Parameters
+    ----------
+    dy, y : ndarray, shape (..., F, N)
+        Gradient of the output, and the output.
+    out : ndarray, optional
+        Where dX is written, such as ``dy`` itself.
+    """
+    dx = np.where(y <= 0, 0, dy)
+    if out is not None:
+        out[...] = dx
+        dx = out
+    return dx, sum_rows(dx)
 
 
 def to_panels(x: np.ndarray, fill: float = 0, itemsize: int = 0) -> np.ndarray:

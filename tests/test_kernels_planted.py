@@ -5,11 +5,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from numba import njit
 
 from refimpl.kernels import cpu, spec
 from refimpl.kernels.cpu import embedding, plan, products
 from refimpl.kernels.cpu.rows import dot_row, gather_row
+from refimpl.kernels.cpu.runtime import kernel
 from refimpl.testing.kernels import (
     CHECKS,
     Case,
@@ -79,8 +79,8 @@ def test_chunks_that_leave_out_the_first_or_the_last_line(monkeypatch, end):
 
 
 def test_a_line_that_is_doubled(monkeypatch):
-    def twice(run, function, *arguments):
-        run(function, *arguments)
+    def twice(run, function, *arguments, **named):
+        run(function, *arguments, **named)
         if function is products.gather:
             arguments[-1][0, 3] *= 2
 
@@ -88,26 +88,25 @@ def test_a_line_that_is_doubled(monkeypatch):
     caught(check_matmul, check_matmul_t)
 
 
-@njit
+@kernel(parallel=False)
 def dot_of_the_last_panel(quads, index, starts, bounds, y, x, out):
     for p in range(x.shape[0]):
         for t in range(starts.shape[0]):
             for i in range(y.shape[1]):
                 dot_row(
-                    quads, x.reshape(-1), p * x.shape[1] * x.shape[2], x.shape[2], y.reshape(-1),
-                    (p * y.shape[1] + i) * x.shape[2], index, starts[t, i], starts[t, i + 1], out, False,
+                    quads, x.reshape(-1), p * x.shape[1], y.reshape(-1), p * y.shape[1] + i,
+                    index, starts[t, i], starts[t, i + 1], out, False,
                 )  # fmt: skip
 
 
-@njit
+@kernel(parallel=False)
 def gather_of_the_last_tile(quads, values, index, starts, bounds, x, offset, out):
     for p in range(x.shape[0]):
         for t in range(starts.shape[0]):
             for i in range(out.shape[1]):
                 gather_row(
-                    quads, x.reshape(-1), p * x.shape[1] * x.shape[2], x.shape[2], values, index,
-                    starts[t, i], starts[t, i + 1],
-                    out.reshape(-1), (p * out.shape[1] + i) * x.shape[2], False, offset[i],
+                    quads, x.reshape(-1), p * x.shape[1], values, index, starts[t, i], starts[t, i + 1],
+                    out.reshape(-1), p * out.shape[1] + i, False, offset[i],
                 )  # fmt: skip
 
 
@@ -140,12 +139,12 @@ def test_gradients_left_in_the_tiles_order(monkeypatch):
 
 @pytest.mark.parametrize(("function", "place"), [("gather", 2), ("dot", 1), ("gather_dot", 2)])
 def test_one_index_that_is_one_off(monkeypatch, function, place):
-    def off(run, kernel, *arguments):
+    def off(run, kernel, *arguments, **named):
         if kernel is getattr(products, function):
             index = arguments[place].copy()
             index[-1] -= 1
             arguments = (*arguments[:place], index, *arguments[place + 1 :])
-        run(kernel, *arguments)
+        run(kernel, *arguments, **named)
 
     wrap(monkeypatch, products, "run", off)
     checks = {

@@ -11,11 +11,15 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+from numba import prange
 
 from refimpl.kernels import memory
-from refimpl.kernels.cpu.vector import QUAD
+from refimpl.kernels.cpu.rows import copy_row
+from refimpl.kernels.cpu.runtime import kernel, run
+from refimpl.kernels.cpu.vector import QUAD, REGISTER_BYTES, quads
 
 IDEAL_WIDTH = 80
+_SMALL = 1 << 18  # numbers that one thread copies before another is awake
 MAX_BYTES = 512  # of one row of a panel: eight registers, so that four non-zeros' sums need no more than there are
 
 
@@ -41,26 +45,25 @@ def layout(panels: int, columns: int, itemsize: int) -> Layout:
     if columns <= IDEAL_WIDTH // 2:
         # A few panels are padded to a full one of ours rather than have kernels compiled for a width of their own.
         together = max(1, min(IDEAL_WIDTH, limit) // columns) if panels > 1 else 1
-        width = _round_up(together * columns)
+        width = _round_up(together * columns, QUAD if panels == 1 else REGISTER_BYTES // itemsize)
         return Layout(panels, columns, together, 1, columns, width)
     pieces = 1 if columns <= limit else -(-columns // min(IDEAL_WIDTH, limit))
-    part = _round_up(-(-columns // pieces))
+    part = _round_up(-(-columns // pieces), REGISTER_BYTES // itemsize)
     return Layout(panels, columns, 1, pieces, part, part)
 
 
-def _round_up(width: int) -> int:
-    return -(-width // QUAD) * QUAD
+def _round_up(width: int, step: int) -> int:
+    return -(-width // step) * step
 
 
 def are_panels(x: np.ndarray) -> bool:
     """Tell whether an array is in this layout already."""
-    return (
-        x.ndim == 3
-        and x.flags.c_contiguous
-        and x.shape[2] % QUAD == 0
-        and IDEAL_WIDTH // 2 < x.shape[2] <= MAX_BYTES // x.itemsize
-        and memory.is_aligned(x)
-    )
+    if x.ndim != 3 or not x.flags.c_contiguous or not memory.is_aligned(x):
+        return False
+    panels, _, width = x.shape
+    if width <= IDEAL_WIDTH // 2:
+        return panels == 1 and width % QUAD == 0
+    return width % (REGISTER_BYTES // x.itemsize) == 0 and width <= MAX_BYTES // x.itemsize
 
 
 def pack(x: np.ndarray, fill: float = 0, itemsize: int = 0) -> np.ndarray:
@@ -74,13 +77,12 @@ def pack(x: np.ndarray, fill: float = 0, itemsize: int = 0) -> np.ndarray:
     x = x.reshape(-1, *x.shape[-2:])
     lay = layout(x.shape[0], x.shape[2], itemsize or x.itemsize)
     out = memory.empty((lay.panels_out, x.shape[1], lay.width), x.dtype)
-    if lay.panels_out * lay.width != lay.panels_in * lay.columns:
-        out[...] = fill
-    for p in range(lay.panels_in):
-        for q in range(lay.pieces):
-            piece = x[p, :, q * lay.part : (q + 1) * lay.part]
-            start = p % lay.together * lay.columns
-            out[p // lay.together * lay.pieces + q, :, start : start + piece.shape[1]] = piece
+    if lay.together > 1:
+        out[:, :, lay.together * lay.columns :] = fill
+        out[-1, :, ((lay.panels_in - 1) % lay.together + 1) * lay.columns :] = fill
+    else:
+        out[lay.pieces - 1 :: lay.pieces, :, lay.columns - (lay.pieces - 1) * lay.part :] = fill
+    regroup(x, out, lay, into=True)
     return out
 
 
@@ -91,9 +93,46 @@ def unpack(panels: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     out = memory.empty(shape, panels.dtype)
     x = out.reshape(-1, *shape[-2:])
     lay = layout(x.shape[0], x.shape[2], x.itemsize)
+    regroup(x, panels, lay, into=False)
+    return out
+
+
+def regroup(x: np.ndarray, panels: np.ndarray, lay: Layout, *, into: bool) -> None:
+    """Copy all columns of ``x`` (panels_in, F, columns) into our panels, or the other way."""
+    simple = x.flags.c_contiguous and panels.flags.c_contiguous and x.dtype.kind == "f"
+    if simple and lay.together > 1 and lay.columns % QUAD == 0:
+        arrays = (x, panels) if into else (panels, x)
+        run(into_panels if into else out_of_panels, quads(lay.columns), *arrays, alone=x.size < _SMALL)
+        return
     for p in range(lay.panels_in):
         for q in range(lay.pieces):
-            piece = x[p, :, q * lay.part : (q + 1) * lay.part]
+            ours = x[p, :, q * lay.part : (q + 1) * lay.part]
             start = p % lay.together * lay.columns
-            piece[...] = panels[p // lay.together * lay.pieces + q, :, start : start + piece.shape[1]]
-    return out
+            theirs = panels[p // lay.together * lay.pieces + q, :, start : start + ours.shape[1]]
+            (theirs if into else ours)[...] = ours if into else theirs
+
+
+@kernel
+def into_panels(quads, x, panels):  # type: ignore[no-untyped-def]
+    """Copy ``x`` (P, F, columns) into panels that hold several of its own side by side."""
+    features, columns = x.shape[1:]
+    width = panels.shape[2]
+    together = width // columns
+    flat_x, flat_panels = x.reshape(-1), panels.reshape(-1)
+    for p in prange(x.shape[0]):
+        first = p // together * features * width + p % together * columns
+        for f in range(features):
+            copy_row(quads, flat_x, (p * features + f) * columns, flat_panels, first + f * width)
+
+
+@kernel
+def out_of_panels(quads, panels, x):  # type: ignore[no-untyped-def]
+    """Copy panels that hold several of ``x``'s own side by side into it: the inverse of :func:`into_panels`."""
+    features, columns = x.shape[1:]
+    width = panels.shape[2]
+    together = width // columns
+    flat_x, flat_panels = x.reshape(-1), panels.reshape(-1)
+    for p in prange(x.shape[0]):
+        first = p // together * features * width + p % together * columns
+        for f in range(features):
+            copy_row(quads, flat_panels, first + f * width, flat_x, (p * features + f) * columns)

@@ -1,31 +1,29 @@
-"""What the row kernels derive from a pattern: its transposed twin, and tiles of columns.
+"""What the row kernels derive from a pattern: the lines of either orientation, cut into tiles.
 
-Both depend on the topology alone. They are made once for each support, kept with it, and take memory in proportion to
-its non-zeros: an index and a place for each entry in each orientation and tiling that is in use, and one pointer for
-every twenty entries at most.
+Tiles depend on the topology alone. They are made when a kernel first needs them, kept with the pattern, and take memory
+in proportion to its non-zeros: an index and a place for each entry in each tiling that is in use, and one pointer for
+every few entries.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
+from numba import prange
 
-from refimpl.kernels import threads
+from refimpl.kernels import memory, threads
 from refimpl.kernels.cpu.runtime import kernel, run
+from refimpl.kernels.cpu.vector import quads
 from refimpl.kernels.types import Pattern
 
 _TILE_BYTES = 40 << 10  # of the gathered panel: what the level-1 cache holds beside the stream of values and indices
-_MIN_ROW_NONZEROS = (
-    20  # fewer in a row of a tile, and loading and storing the accumulated row costs more than the cache saves
-)
+_SORTED_TILE_BYTES = 24 << 10  # short rows: the stream is a greater share of what is read
+_LEAST = 20  # fewer entries of a line in a tile, and loading and storing its row costs more than the cache saves
+_SORTED_LEAST = 30
 _CHUNKS_PER_THREAD = 4
-
-
-Entries = tuple[np.ndarray, np.ndarray | None]
 
 
 @dataclass(frozen=True)
@@ -37,69 +35,96 @@ class Tiles:
     index : ndarray of unsigned int, shape (nnz,)
         Places across, in the tiles' order.
     starts : ndarray of int64, shape (tiles, lines + 1)
-        The entries of line ``i`` in tile ``t`` are ``starts[t, i] <= k < starts[t, i + 1]``.
-    place : ndarray of int or None
-        Where each entry of the pattern stands here; None if the orders are the same.
-    order : ndarray of int or None
-        The inverse of ``place``, for columns. Values of rows are read straight on and written to as many streams as
-        there are tiles; for columns there would be thousands of streams, and random reads within a tile, which the
-        level-2 cache holds, are faster.
+        The entries of the ``j``-th line of tile ``t`` are ``starts[t, j] <= k < starts[t, j + 1]``.
+    lines : ndarray of int32, shape (tiles, lines), or None
+        Which line comes ``j``-th in each tile; None if they come in order.
+    place : ndarray of unsigned int, or None
+        Of rows: where each entry of the pattern stands here; None if that is where it was.
+    source : ndarray of unsigned int, or None
+        Of columns: where each entry here stands in the pattern. Either way values move as few streams at a time as
+        there are tiles, or rows in a tile.
     """
 
     index: np.ndarray
     starts: np.ndarray
+    lines: np.ndarray | None
     place: np.ndarray | None
-    order: np.ndarray | None
+    source: np.ndarray | None
+
+
+class Job(NamedTuple):
+    """How a kernel goes through the lines on panels of one width."""
+
+    quads: tuple[int, ...]
+    tiles: Tiles
+    bounds: np.ndarray
+    alone: bool  # whether there is too little to do for a second thread
 
 
 class Lines:
-    """Lines of a sparse matrix: its rows, or the columns of its transposed twin.
+    """The rows of a pattern, or its columns.
 
     Parameters
     ----------
-    pointer : ndarray of int64, shape (lines + 1,)
-        Line ``i`` has the entries ``pointer[i] <= k < pointer[i + 1]``.
-    across : int
-        Extent of the other axis.
-    entries : callable
-        Returns the place across of each entry, and the place in the pattern of each (None if it is the same). It is
-        called for each new tiling, so that nothing but tiles that are in use is kept.
+    pattern : Pattern
+    transposed : bool
+        Whether lines are columns.
     """
 
-    def __init__(self, pointer: np.ndarray, across: int, entries: Callable[[], Entries]) -> None:
-        self.pointer = pointer
-        self.across = across
-        self.count = pointer.size - 1
-        self.nnz = int(pointer[-1])
-        self._entries = entries
-        self._tiles: dict[int, Tiles] = {}
+    def __init__(self, pattern: Pattern, transposed: bool) -> None:
+        self._pointer, self._index = pattern.indptr, pattern.indices
+        self.transposed = transposed
+        rows, columns = pattern.matrix_shape
+        self.count, self.across = (columns, rows) if transposed else (rows, columns)
+        self.nnz = int(self._index.size)
+        self._tiles: dict[tuple[int, int, int], Tiles] = {}
         self._chunks: dict[tuple[int, int], np.ndarray] = {}
+        self._jobs: dict[tuple[int, int, int], Job] = {}
 
-    def tiles(self, row_bytes: int, least: int = _MIN_ROW_NONZEROS) -> Tiles:
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """Number of entries of each line."""
+        return np.bincount(self._index, minlength=self.count) if self.transposed else np.diff(self._pointer)
+
+    def job(self, width: int, itemsize: int, panels: int, flops_each: float) -> Job:
+        """Return how to do this many operations for each non-zero and column; made once for each width."""
+        count = chunk_count(flops_each * self.nnz * panels * width)
+        key = (width, itemsize, count)
+        job = self._jobs.get(key)
+        if job is None:
+            job = Job(quads(width), self.tiles(width * itemsize), self.chunks(count), count == 1)
+            self._jobs[key] = job
+        return job
+
+    def tiles(self, row_bytes: int) -> Tiles:
         """Cut the lines into tiles: stretches of the other axis whose gathered rows fit in the level-1 cache.
 
         Parameters
         ----------
         row_bytes : int
             Of a gathered row.
-        least : int
-            Average number of entries that a line must keep in each tile.
         """
-        wanted = -(-self.across * row_bytes // _TILE_BYTES)
-        count = int(max(1, min(wanted, self.nnz / max(self.count, 1) // least)))
-        if count not in self._tiles:
-            self._tiles[count] = self._cut(count)
-        return self._tiles[count]
+        return self._cut(self._count(row_bytes, _TILE_BYTES, _LEAST), 0, 0)
 
-    def _cut(self, count: int) -> Tiles:
-        index, order = self._entries()
-        if count == 1:
-            return Tiles(index, self.pointer[None, :], _inverse(order), order)
-        starts = np.zeros((count, self.count + 1), np.int64)
-        moved, source = np.empty_like(index), np.empty(self.nnz, _narrow(self.nnz))
-        run(cut_lines, self.pointer, index, -(-self.across // count), starts, moved, source)
-        moved_order = source if order is None else order[source]
-        return Tiles(_frozen(moved), _frozen(starts), _inverse(moved_order), None if order is None else moved_order)
+    def sorted_tiles(self, row_bytes: int, chunks: int, groups: int = 1) -> Tiles:
+        """Cut the lines into tiles, and sort the lines of each chunk of each tile by their length there.
+
+        A loop that is left after as many turns as last time is predicted; one that is left at random costs twenty
+        cycles, as much as all the loads of a short row. (Wide rows gain less from that than they lose by being read
+        out of order.)
+
+        Parameters
+        ----------
+        row_bytes : int
+            Of a gathered row.
+        chunks, groups : int
+            As in :meth:`chunks`: the ``j``-th lines of a chunk are ``groups`` times its bounds.
+        """
+        return self._cut(self._count(row_bytes, _SORTED_TILE_BYTES, _SORTED_LEAST), chunks, groups)
+
+    def _count(self, row_bytes: int, tile_bytes: int, least: int) -> int:
+        wanted = -(-self.across * row_bytes // tile_bytes)
+        return int(max(1, min(wanted, self.nnz / max(self.count, 1) // least)))
 
     def chunks(self, count: int, groups: int = 1) -> np.ndarray:
         """Cut the lines into ``count`` stretches of about equal numbers of entries.
@@ -110,102 +135,154 @@ class Lines:
         key = (count, groups)
         if key not in self._chunks:
             lines = self.count // groups
-            weight = np.diff(self.pointer).reshape(groups, lines).sum(axis=0) + 1
+            if count == 1:
+                self._chunks[key] = np.array([0, lines])
+                return self._chunks[key]
+            weight = self.lengths.reshape(groups, lines).sum(axis=0) + 1
             total = np.concatenate([[0], np.cumsum(weight)])
             bounds = np.searchsorted(total, np.linspace(0, total[-1], count + 1)).astype(np.int64)
             bounds[0], bounds[-1] = 0, lines
             self._chunks[key] = bounds
         return self._chunks[key]
 
+    def _cut(self, tiles: int, chunks: int, groups: int) -> Tiles:
+        key = (tiles, chunks, groups)
+        if key not in self._tiles:
+            self._tiles[key] = self._made(tiles, chunks, groups)
+        return self._tiles[key]
+
+    def _made(self, tiles: int, chunks: int, groups: int) -> Tiles:
+        if tiles == 1 and not self.transposed and not chunks:
+            return Tiles(self._index, self._pointer[None, :], None, None, None)
+        span = -(-self.across // tiles)
+        lengths = np.zeros((tiles, self.count), np.int64)
+        run(count_columns if self.transposed else count_rows, self._pointer, self._index, span, lengths)
+        lines = None
+        if chunks:
+            lines = np.empty((tiles, self.count), np.int32)
+            run(sort_lines, lengths, self.chunks(chunks, groups), groups, lines)
+        starts, first = np.empty((tiles, self.count + 1), np.int64), np.empty((tiles, self.count), np.int64)
+        run(lay_out, lengths, np.arange(self.count, dtype=np.int32)[None] if lines is None else lines, starts, first)
+        index = memory.empty((self.nnz,), np.uint16 if self.across <= 1 << 16 else np.uint32)
+        moves = memory.empty((self.nnz,), np.uint32 if self.nnz < 1 << 32 else np.uint64)
+        run(fill_columns if self.transposed else fill_rows, self._pointer, self._index, span, first, index, moves)
+        for array in (index, starts):  # like the pattern's own: to Numba a writable array is another type
+            array.flags.writeable = False
+        return Tiles(index, starts, lines, None if self.transposed else moves, moves if self.transposed else None)
+
 
 class Plan:
-    """The rows of a pattern, and the columns of its transposed twin."""
+    """The lines of a pattern in both orientations."""
 
     def __init__(self, pattern: Pattern) -> None:
-        self._pointer, self._index = pattern.indptr, pattern.indices
-        self._row_count, columns = pattern.matrix_shape
-        self.rows = Lines(pattern.indptr, columns, lambda: (self._index, None))
+        self.rows = Lines(pattern, transposed=False)
+        self.columns = Lines(pattern, transposed=True)
 
-    @cached_property
-    def columns(self) -> Lines:
-        """The twin's lines: column ``j`` holds its rows, ascending."""
-        pointer = np.zeros(self.rows.across + 1, np.int64)
-        np.cumsum(np.bincount(self._index, minlength=self.rows.across), out=pointer[1:])
-        return Lines(_frozen(pointer), self._row_count, self._transposed)
 
-    def _transposed(self) -> Entries:
-        nnz = self._index.size
-        index = np.empty(nnz, np.uint16 if self._row_count <= 1 << 16 else np.uint32)
-        order = np.empty(nnz, _narrow(nnz))
-        run(transpose, self._pointer, self._index, self.columns.pointer, index, order)
-        return _frozen(index), order
+@kernel
+def count_rows(pointer, index, span, lengths):  # type: ignore[no-untyped-def]
+    """Count the entries of each row in each tile of ``span`` columns; ``lengths`` (tiles, rows) starts as zeros."""
+    for i in prange(pointer.size - 1):
+        tile, edge = 0, span
+        for k in range(pointer[i], pointer[i + 1]):
+            while index[k] >= edge:
+                tile += 1
+                edge += span
+            lengths[tile, i] += 1
+
+
+@kernel
+def fill_rows(pointer, index, span, first, tile_index, place):  # type: ignore[no-untyped-def]
+    """Move the entries of each row to where its stretch of each tile begins, ``first`` (tiles, rows)."""
+    for i in prange(pointer.size - 1):
+        tile, edge = 0, span
+        shift = first[0, i] - pointer[i]
+        for k in range(pointer[i], pointer[i + 1]):
+            if index[k] >= edge:
+                while index[k] >= edge:
+                    tile += 1
+                    edge += span
+                shift = first[tile, i] - k
+            tile_index[k + shift] = index[k]
+            place[k] = k + shift
+
+
+@kernel
+def count_columns(pointer, index, span, lengths):  # type: ignore[no-untyped-def]
+    """Count the entries of each column in each tile of ``span`` rows; ``lengths`` (tiles, columns) starts as zeros."""
+    rows = pointer.size - 1
+    for tile in prange(lengths.shape[0]):
+        own = lengths[tile]
+        for k in range(pointer[min(tile * span, rows)], pointer[min((tile + 1) * span, rows)]):
+            own[index[k]] += 1
+
+
+@kernel
+def fill_columns(pointer, index, span, first, tile_index, source):  # type: ignore[no-untyped-def]
+    """Sort the entries of each tile by column: a counting sort, which leaves the rows of each column ascending.
+
+    ``first`` (tiles, columns), where each column's stretch begins, is used up.
+    """
+    rows = pointer.size - 1
+    for tile in prange(first.shape[0]):
+        following = first[tile]
+        for i in range(min(tile * span, rows), min((tile + 1) * span, rows)):
+            for k in range(pointer[i], pointer[i + 1]):
+                to = following[index[k]]
+                following[index[k]] = to + 1
+                tile_index[to] = i
+                source[to] = k
+
+
+@kernel
+def sort_lines(lengths, bounds, groups, lines):  # type: ignore[no-untyped-def]
+    """Sort the lines of each chunk of each tile by length: ``lines`` (tiles, lines), chunk after chunk.
+
+    The lines of chunk ``c`` are ``g * (lines / groups) + u`` for ``bounds[c] <= u < bounds[c + 1]`` and each group g.
+    """
+    tiles, count = lengths.shape
+    units = count // groups
+    chunks = bounds.size - 1
+    for job in prange(tiles * chunks):
+        tile, c = job // chunks, job % chunks
+        longest = 0
+        for group in range(groups):
+            for u in range(bounds[c], bounds[c + 1]):
+                longest = max(longest, lengths[tile, group * units + u])
+        following = np.zeros(longest + 2, np.int64)
+        for group in range(groups):
+            for u in range(bounds[c], bounds[c + 1]):
+                following[lengths[tile, group * units + u] + 1] += 1
+        following[0] = groups * bounds[c]
+        for length in range(1, longest + 2):
+            following[length] += following[length - 1]
+        for group in range(groups):
+            for u in range(bounds[c], bounds[c + 1]):
+                length = lengths[tile, group * units + u]
+                lines[tile, following[length]] = group * units + u
+                following[length] += 1
 
 
 @kernel(parallel=False)
-def transpose(pointer, index, column_pointer, row_index, order):  # type: ignore[no-untyped-def]
-    """Sort the entries of rows by column: a counting sort, which leaves the rows of each column ascending.
-
-    ``order[k]`` is the place among the rows' entries of entry ``k``.
-    """
-    following = column_pointer[:-1].copy()
-    for i in range(pointer.size - 1):
-        for k in range(pointer[i], pointer[i + 1]):
-            to = following[index[k]]
-            following[index[k]] += 1
-            row_index[to] = i
-            order[to] = k
-
-
-@kernel(parallel=False)
-def cut_lines(pointer, index, span, starts, tile_index, source):  # type: ignore[no-untyped-def]
-    """Move the entries of lines to their tiles, each of ``span`` places across.
-
-    ``starts`` (tiles, lines + 1) starts as zeros; ``source[k]`` is the place among the lines' entries of entry ``k``.
-    """
-    tiles, lines = starts.shape[0], starts.shape[1] - 1
-    for i in range(lines):
-        for k in range(pointer[i], pointer[i + 1]):
-            starts[np.int64(index[k]) // span, i + 1] += 1
+def lay_out(lengths, lines, starts, first):  # type: ignore[no-untyped-def]
+    """Lay the lines of each tile end to end, in the order of ``lines`` (tiles, lines), or (1, lines) for all tiles."""
+    tiles, count = lengths.shape
     before = 0
-    for t in range(tiles):
-        starts[t, 0] = before
-        for i in range(lines):
-            starts[t, i + 1] += starts[t, i]
-        before = starts[t, lines]
-    following = np.empty(tiles, np.int64)
-    for i in range(lines):
-        following[:] = starts[:, i]
-        for k in range(pointer[i], pointer[i + 1]):
-            t = np.int64(index[k]) // span
-            tile_index[following[t]] = index[k]
-            source[following[t]] = k
-            following[t] += 1
-
-
-def _inverse(order: np.ndarray | None) -> np.ndarray | None:
-    """Return the inverse of a permutation."""
-    if order is None:
-        return None
-    place = np.empty_like(order)
-    place[order] = np.arange(order.size, dtype=order.dtype)
-    return place
-
-
-def _frozen(array: np.ndarray) -> np.ndarray:
-    """Make an array read-only like the pattern's own: to Numba that is another type, and another compilation."""
-    array.flags.writeable = False
-    return array
-
-
-def _narrow(size: int) -> Any:
-    return np.int32 if size < 1 << 31 else np.int64
+    for tile in range(tiles):
+        starts[tile, 0] = before
+        for j in range(count):
+            i = lines[min(tile, lines.shape[0] - 1), j]
+            first[tile, i] = before
+            before += lengths[tile, i]
+            starts[tile, j + 1] = before
 
 
 def plan(pattern: Pattern) -> Plan:
     """Return the pattern's plan, made on first use."""
-    if "cpu" not in pattern.plans:
-        pattern.plans["cpu"] = Plan(pattern)
-    return pattern.plans["cpu"]
+    made = pattern.plans.get("cpu")
+    if made is None:
+        made = pattern.plans["cpu"] = Plan(pattern)
+    return made
 
 
 def chunk_count(flops: float) -> int:

@@ -6,6 +6,9 @@ the number of threads does not change a bit of the result.
 
 from __future__ import annotations
 
+from functools import lru_cache
+from typing import Any
+
 import numpy as np
 from numba import prange
 
@@ -25,7 +28,7 @@ def gather(quads, values, index, starts, bounds, x, offset, out):  # type: ignor
     x (P, across, w), offset (lines,), out (P, lines, w). Reads nnz · P rows of w numbers, of which a tile's stay in the
     level-1 cache.
     """
-    panels, across, width = x.shape
+    panels, across, _ = x.shape
     lines = out.shape[1]
     chunks = bounds.size - 1
     flat_x, flat_out = x.reshape(-1), out.reshape(-1)
@@ -34,8 +37,8 @@ def gather(quads, values, index, starts, bounds, x, offset, out):  # type: ignor
         for t in range(starts.shape[0]):
             for i in range(bounds[c], bounds[c + 1]):
                 gather_row(
-                    quads, flat_x, p * across * width, width, values, index, starts[t, i], starts[t, i + 1],
-                    flat_out, (p * lines + i) * width, t > 0, offset[i],
+                    quads, flat_x, p * across, values, index, starts[t, i], starts[t, i + 1],
+                    flat_out, p * lines + i, t > 0, offset[i],
                 )  # fmt: skip
 
 
@@ -45,7 +48,7 @@ def dot(quads, index, starts, bounds, y, x, out):  # type: ignore[no-untyped-def
 
     y (P, lines, w), x (P, across, w), out (nnz,).
     """
-    panels, across, width = x.shape
+    panels, across, _ = x.shape
     lines = y.shape[1]
     flat_x, flat_y = x.reshape(-1), y.reshape(-1)
     for c in prange(bounds.size - 1):
@@ -53,30 +56,34 @@ def dot(quads, index, starts, bounds, y, x, out):  # type: ignore[no-untyped-def
             for t in range(starts.shape[0]):
                 for i in range(bounds[c], bounds[c + 1]):
                     dot_row(
-                        quads, flat_x, p * across * width, width, flat_y, (p * lines + i) * width, index,
-                        starts[t, i], starts[t, i + 1], out, p > 0,
+                        quads, flat_x, p * across, flat_y, p * lines + i, index, starts[t, i], starts[t, i + 1],
+                        out, p > 0,
                     )  # fmt: skip
 
 
 @kernel
-def gather_dot(quads, values, index, starts, bounds, y, x, out, grad):  # type: ignore[no-untyped-def]
-    """Both backward products over the lines of the transposed twin: ``out = W^T y`` and
-    ``grad[k] = <x[j], y[index[k]]>``.
+def gather_dot(quads, values, index, starts, bounds, y, x, out, grad, add):  # type: ignore[no-untyped-def]
+    """Both backward products over columns: ``out = W^T y`` and ``grad[k] (+)= <x[j], y[index[k]]>``.
 
-    y (P, across, w), x and out (P, lines, w), grad (nnz,) in the twin's order.
+    y (P, across, w), x and out (P, lines, w), grad (nnz,) in the columns' order.
     """
-    panels, across, width = y.shape
+    panels, across, _ = y.shape
     lines = x.shape[1]
     flat_x, flat_y, flat_out = x.reshape(-1), y.reshape(-1), out.reshape(-1)
     for c in prange(bounds.size - 1):
         for p in range(panels):
             for t in range(starts.shape[0]):
                 for j in range(bounds[c], bounds[c + 1]):
-                    at = (p * lines + j) * width
-                    gather_dot_row(
-                        quads, flat_y, p * across * width, width, flat_x, at, values, index,
-                        starts[t, j], starts[t, j + 1], grad, p > 0, flat_out, at, t > 0,
-                    )  # fmt: skip
+                    if p == 0 and not add:
+                        gather_dot_row(
+                            quads, flat_y, 0, flat_x, j, values, index, starts[t, j], starts[t, j + 1],
+                            grad, False, flat_out, t > 0,
+                        )  # fmt: skip
+                    else:
+                        gather_dot_row(
+                            quads, flat_y, p * across, flat_x, p * lines + j, values, index,
+                            starts[t, j], starts[t, j + 1], grad, True, flat_out, t > 0,
+                        )  # fmt: skip
 
 
 @kernel
@@ -88,94 +95,151 @@ def take(values, order, bounds, out):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def put(values, place, bounds, out):  # type: ignore[no-untyped-def]
-    """``out[place[k]] = values[k]``."""
+def put(values, order, bounds, out):  # type: ignore[no-untyped-def]
+    """``out[order[k]] = values[k]``."""
     for c in prange(bounds.size - 1):
         for k in range(bounds[c], bounds[c + 1]):
-            out[place[k]] = values[k]
+            out[order[k]] = values[k]
 
 
 @kernel
 def sum_lines(quads, bounds, x, out):  # type: ignore[no-untyped-def]
     """``out[i] = sum over p, b of x[p, i, b]``; x (P, lines, w)."""
-    panels, lines, width = x.shape
+    panels, lines, _ = x.shape
     flat = x.reshape(-1)
     for c in prange(bounds.size - 1):
         for i in range(bounds[c], bounds[c + 1]):
-            total = row_sum(quads, flat, i * width)
+            total = row_sum(quads, flat, i)
             for p in range(1, panels):
-                total += row_sum(quads, flat, (p * lines + i) * width)
+                total += row_sum(quads, flat, p * lines + i)
             out[i] = total
+
+
+@lru_cache(maxsize=1 << 10)
+def _even(size: int, count: int) -> np.ndarray:
+    return np.linspace(0, size, count + 1).astype(np.int64)
 
 
 def even_chunks(size: int, flops_each: float = 8.0) -> np.ndarray:
     """Return the bounds of equal stretches of ``size`` items, as many as their work is worth."""
-    return np.linspace(0, size, chunk_count(flops_each * size) + 1).astype(np.int64)
+    return _even(size, chunk_count(flops_each * size))
 
 
 def in_tiles(values: np.ndarray, tiles: Tiles) -> np.ndarray:
     """Return values of the pattern in the tiles' order."""
-    if tiles.place is None:
-        return values
-    out = memory.empty(values.shape, values.dtype)
-    if tiles.order is None:
-        run(put, values, tiles.place, even_chunks(out.size), out)
-    else:
-        run(take, values, tiles.order, even_chunks(out.size), out)
-    return out
+    if tiles.place is not None:
+        return _moved(put, values, tiles.place)
+    return values if tiles.source is None else _moved(take, values, tiles.source)
 
 
 def from_tiles(values: np.ndarray, tiles: Tiles) -> np.ndarray:
     """Return values of the tiles in the pattern's order."""
-    if tiles.place is None:
-        return values
+    if tiles.place is not None:
+        return _moved(take, values, tiles.place)
+    return values if tiles.source is None else _moved(put, values, tiles.source)
+
+
+def _moved(how: Any, values: np.ndarray, order: np.ndarray) -> np.ndarray:
     out = memory.empty(values.shape, values.dtype)
-    run(take, values, tiles.place, even_chunks(out.size), out)
+    bounds = even_chunks(out.size)
+    run(how, values, order, bounds, out, alone=bounds.size == 2)
     return out
 
 
-def _gather_panels(lines: Lines, values: np.ndarray, x: np.ndarray, offset: np.ndarray | None) -> np.ndarray:
-    """Return the product of one orientation with panels (P, across, w): (P, lines, w)."""
-    tiles = lines.tiles(x.shape[2] * x.itemsize)
-    if offset is None:
-        offset = np.zeros(lines.count, x.dtype)
-    out = memory.empty((x.shape[0], lines.count, x.shape[2]), x.dtype)
-    chunks = lines.chunks(chunk_count(2.0 * values.size * x.shape[0] * x.shape[2]))
-    run(gather, quads(x.shape[2]), in_tiles(values, tiles), tiles.index, tiles.starts, chunks, x, offset, out)
-    return out
+class Product:
+    """``W X + b`` or, over the columns, ``W^T dY``, a few panels at a time.
+
+    Parameters
+    ----------
+    lines : Lines
+    values : ndarray, shape (nnz,)
+        In the pattern's order.
+    x : ndarray, shape (P, across, w)
+        All panels.
+    offset : ndarray, shape (lines,), optional
+    """
+
+    def __init__(self, lines: Lines, values: np.ndarray, x: np.ndarray, offset: np.ndarray | None) -> None:
+        self._lines = lines
+        self._x = x
+        self._values = in_tiles(values, lines.tiles(x.shape[2] * x.itemsize))
+        self._offset = np.zeros(lines.count, x.dtype) if offset is None else offset
+        self.y = memory.empty((x.shape[0], lines.count, x.shape[2]), x.dtype)
+
+    def add(self, panels: slice) -> None:
+        """Compute some panels of ``y``."""
+        x = self._x[panels]
+        sizes, tiles, bounds, alone = self._lines.job(x.shape[2], x.itemsize, len(x), 2.0)
+        run(
+            gather, sizes, self._values, tiles.index, tiles.starts, bounds, x, self._offset, self.y[panels], alone=alone
+        )  # fmt: skip
+
+
+class Backward:
+    """Both backward products, a few panels at a time: ``dx`` and the gradient on the support.
+
+    Parameters
+    ----------
+    w : SparseMatrix
+    x : ndarray, shape (P, C, w)
+        All panels of the map's input.
+    """
+
+    def __init__(self, w: SparseMatrix, x: np.ndarray) -> None:
+        self._lines = plan(w.support).columns
+        self._tiles = self._lines.tiles(x.shape[2] * x.itemsize)
+        self._values = in_tiles(w.values, self._tiles)
+        self._grad = memory.empty(w.values.shape, x.dtype)
+        self._x = x
+        self._begun = False
+        self.dx = memory.empty(x.shape, x.dtype)
+
+    def add(self, dy: np.ndarray, panels: slice) -> None:
+        """Take in some panels of ``dY``, which has the shape (P, R, w)."""
+        own = dy[panels]
+        sizes, tiles, bounds, alone = self._lines.job(own.shape[2], own.itemsize, len(own), 4.0)
+        run(
+            gather_dot, sizes, self._values, tiles.index, tiles.starts, bounds, own,
+            self._x[panels], self.dx[panels], self._grad, self._begun, alone=alone,
+        )  # fmt: skip
+        self._begun = True
+
+    def gradient(self) -> np.ndarray:
+        """Return ``dY X^T`` on the support, in its order."""
+        return from_tiles(self._grad, self._tiles)
+
+
+_ALL = slice(None)
 
 
 def matmul_panels(w: SparseMatrix, x: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
     """Return ``W X + b`` on panels (P, C, w)."""
-    return _gather_panels(plan(w.support).rows, w.values, x, bias)
+    product = Product(plan(w.support).rows, w.values, x, bias)
+    product.add(_ALL)
+    return product.y
 
 
 def matmul_t_panels(w: SparseMatrix, dy: np.ndarray) -> np.ndarray:
     """Return ``W^T dY`` on panels (P, R, w)."""
-    return _gather_panels(plan(w.support).columns, w.values, dy, None)
+    product = Product(plan(w.support).columns, w.values, dy, None)
+    product.add(_ALL)
+    return product.y
 
 
 def sddmm_panels(support: Pattern, dy: np.ndarray, x: np.ndarray) -> np.ndarray:
     """Return ``dY X^T`` on the support, of panels (P, R, w) and (P, C, w)."""
     rows = plan(support).rows
-    tiles = rows.tiles(x.shape[2] * x.itemsize)
+    sizes, tiles, bounds, alone = rows.job(x.shape[2], x.itemsize, len(x), 2.0)
     out = memory.empty((rows.nnz,), x.dtype)
-    chunks = rows.chunks(chunk_count(2.0 * out.size * x.shape[0] * x.shape[2]))
-    run(dot, quads(x.shape[2]), tiles.index, tiles.starts, chunks, dy, x, out)
+    run(dot, sizes, tiles.index, tiles.starts, bounds, dy, x, out, alone=alone)
     return from_tiles(out, tiles)
 
 
 def backward_panels(w: SparseMatrix, dy: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return ``W^T dY`` on panels and ``dY X^T`` on the support."""
-    lines = plan(w.support).columns
-    tiles = lines.tiles(x.shape[2] * x.itemsize)
-    dx = memory.empty(x.shape, x.dtype)
-    grad = memory.empty(w.values.shape, x.dtype)
-    chunks = lines.chunks(chunk_count(4.0 * grad.size * x.shape[0] * x.shape[2]))
-    run(
-        gather_dot, quads(x.shape[2]), in_tiles(w.values, tiles), tiles.index, tiles.starts, chunks, dy, x, dx, grad
-    )  # fmt: skip
-    return dx, from_tiles(grad, tiles)
+    step = Backward(w, x)
+    step.add(dy, _ALL)
+    return step.dx, step.gradient()
 
 
 def matmul(w: SparseMatrix, x: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
@@ -203,7 +267,7 @@ def sum_rows(dy: np.ndarray) -> np.ndarray:
     """Return the sum of each feature over all columns; see :func:`refimpl.kernels.spec.sum_rows`."""
     if not are_panels(dy):
         return dense.columns(dy).sum(axis=1)
-    panels = dy
-    out = np.empty(panels.shape[1], dy.dtype)
-    run(sum_lines, quads(panels.shape[2]), even_chunks(out.size, float(panels.shape[0] * panels.shape[2])), panels, out)
+    out = np.empty(dy.shape[1], dy.dtype)
+    bounds = even_chunks(out.size, float(dy.shape[0] * dy.shape[2]))
+    run(sum_lines, quads(dy.shape[2]), bounds, dy, out, alone=bounds.size == 2)
     return out

@@ -1,11 +1,15 @@
 """The row kernels that every sparse product is made of.
 
 Each reads one line of a sparse matrix, the entries ``start <= k < end`` with columns ``index[k]``, and one row of a
-panel for each of them; the row that accumulates stays in registers. For each non-zero and each vector of 16 numbers
-that is one vector load, one fused multiply–add, and a share of the load of the value and the index: with the panel in
-the level-1 cache the load port is the limit, at two vectors a cycle.
+panel for each of them; the row that accumulates stays in registers. What it costs: for each non-zero, one vector load
+and one fused multiply–add for every 16 numbers of the row, and a share of the loads of the value and the index. The
+bound is the load port, at two vectors a cycle from the level-1 cache (a row of 80 float32: 5 loads and a quarter, 2.6
+cycles, 61 operations a cycle), one vector in about 1.3 cycles from the level-2 cache (6.5 cycles, 25 operations a
+cycle); tiles (see :mod:`refimpl.kernels.cpu.plan`) are there to stay on the near side. The fused backward kernel uses
+each load twice.
 
-Panels are flat arrays: row ``j`` starts at ``base + j * stride``.
+Rows are numbered: row ``i`` of a flat array starts at ``i * width``, and of a pair of arrays (a split row, see
+:mod:`refimpl.kernels.cpu.vector`) in both. A flag given as a literal is settled when the kernel is compiled.
 """
 
 from __future__ import annotations
@@ -16,9 +20,9 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from refimpl.kernels.cpu.vector import INT, QUAD, Row, Rows, for_range
+from refimpl.kernels.cpu.vector import INT, QUAD, Place, Row, Rows, for_range
 
-_ACCUMULATORS = 24  # registers that may hold partial sums, of the 32 that there are
+_REGISTERS = {True: 32, False: 16}  # with and without AVX-512
 
 
 class Frame:
@@ -29,129 +33,155 @@ class Frame:
         self.args = arguments
         self.types = signature.args
         self.context = context
-        element = ir.FloatType() if self.types[1].dtype == types.float32 else ir.DoubleType()
+        first = self.types[1]
+        dtype = (first[0] if isinstance(first, types.BaseTuple) else first).dtype
+        element = ir.FloatType() if dtype == types.float32 else ir.DoubleType()
         self.rows = Rows(builder, element, QUAD * len(self.types[0]))
 
     def pointer(self, position: int, offset: int | None = None) -> ir.Value:
         """Return the address of an array argument's first element, moved on by another argument."""
-        array = self.context.make_array(self.types[position])(self.context, self.b, self.args[position])
-        return array.data if offset is None else self.b.gep(array.data, [self.args[offset]])
+        pointer = self._data(self.types[position], self.args[position])
+        return pointer if offset is None else self.b.gep(pointer, [self.args[offset]])
 
-    def initial(self, out: ir.Value, add: ir.Value, otherwise: Row) -> Row:
-        """Return what a sum starts from: the row that ``out`` holds if ``add``, else another."""
-        return [self.b.select(add, held, other) for held, other in zip(self.rows.load(out), otherwise, strict=True)]
+    def row(self, position: int, number: ir.Value) -> Place:
+        """Return the place of a numbered row of an array argument, or of a pair of arrays."""
+        kind, value, rows = self.types[position], self.args[position], self.rows
+        if not isinstance(kind, types.BaseTuple):
+            return (self.b.gep(self._data(kind, value), [self.b.mul(number, INT(rows.width))]),)
+        parts = [(0, rows.whole)] if len(kind) == 1 else [(0, rows.whole), (1, rows.width - rows.whole)]
+        return tuple(
+            self.b.gep(self._data(kind[k], self.b.extract_value(value, k)), [self.b.mul(number, INT(width))])
+            for k, width in parts
+        )
+
+    def _data(self, kind: Any, value: ir.Value) -> ir.Value:
+        return self.context.make_array(kind)(self.context, self.b, value).data
+
+    def either(self, flag: int, yes: Row, no: Row) -> Row:
+        """Return one of two rows, as a flag among the arguments says."""
+        if isinstance(self.types[flag], types.Literal):
+            return yes if self.types[flag].literal_value else no
+        return [self.b.select(self.args[flag], one, other) for one, other in zip(yes, no, strict=True)]
 
     def index(self, pointer: ir.Value, k: ir.Value) -> ir.Value:
         """Read an index of any width."""
         return self.b.zext(self.b.load(self.b.gep(pointer, [k])), INT)
 
+    def unrolled(self) -> int:
+        """Return how many non-zeros to add up independently of each other: what there are registers for."""
+        wide = "+avx512f" in self.context.codegen()._tm_features
+        held = len(self.rows.cuts) if wide else 2 * len(self.rows.cuts)
+        return next(u for u in (8, 4, 2, 1) if u * held <= _REGISTERS[wide] * 5 // 8 or u == 1)
 
-@intrinsic
-def gather_row(typingctx, quads, x, base, stride, values, index, start, end, out, to, add, offset):  # type: ignore[no-untyped-def]
-    """``out[to : to + width] = offset + sum over k of values[k] * x[base + index[k] * stride : + width]``.
 
-    Where ``add`` is true, what ``out`` holds stands for the offset. Four non-zeros are added up independently, where
-    there are registers for it, so that each multiply–add need not wait for the one before.
+@intrinsic(prefer_literal=True)
+def gather_row(typingctx, quads, x, base, values, index, start, end, out, to, add, offset):  # type: ignore[no-untyped-def]
+    """``out[to] = offset + sum over k of values[k] * x[base + index[k]]``, all of them rows.
+
+    If ``add``, what ``out`` holds stands for the offset. Several non-zeros are added up independently, where there are
+    registers for it, so that each multiply–add need not wait for the one before; their values are one load.
     """
     size = types.intp
-    signature = types.void(quads, x, size, size, values, index, size, size, out, size, types.boolean, values.dtype)
+    flag = add if isinstance(add, types.Literal) else types.boolean
+    signature = types.void(quads, x, size, values, index, size, size, out, size, flag, values.dtype)
 
     def generate(context, b, signature, arguments):  # type: ignore[no-untyped-def]
         f = Frame(context, b, signature, arguments)
-        rows, stride, start, end = f.rows, arguments[3], arguments[6], arguments[7]
-        x, values, index = f.pointer(1, 2), f.pointer(4), f.pointer(5)
-        out = f.pointer(8, 9)
-        n = len(rows.cuts)
-        unroll = next(u for u in (4, 2, 1) if u * n <= _ACCUMULATORS or u == 1)
+        rows, base, start, end = f.rows, arguments[2], arguments[5], arguments[6]
+        values, index = f.pointer(3), f.pointer(4)
+        out = f.row(7, arguments[8])
+        n, unroll = len(rows.cuts), f.unrolled()
+
+        def product(k: ir.Value, value: Row, row: Row) -> Row:
+            return rows.fma(value, rows.load(f.row(1, b.add(base, f.index(index, k)))), row)
 
         def one(k: ir.Value, row: Row) -> Row:
-            at = b.gep(x, [b.mul(f.index(index, k), stride)])
-            return rows.fma(rows.splat(b.load(b.gep(values, [k]))), rows.load(at), row)
+            return product(k, rows.splat(b.load(b.gep(values, [k]))), row)
 
         def several(k: ir.Value, state: Row) -> Row:
-            return [v for u in range(unroll) for v in one(b.add(k, INT(u)), state[u * n : (u + 1) * n])]
+            held = rows.load_scalars(b.gep(values, [k]), unroll)
+            return [
+                v
+                for u in range(unroll)
+                for v in product(b.add(k, INT(u)), rows.splat_lane(held, u), state[u * n : (u + 1) * n])
+            ]
 
-        first = f.initial(out, arguments[10], rows.splat(arguments[11]))
+        first = f.either(9, rows.load(out), rows.splat(arguments[10]))
         k, state = for_range(b, start, end, unroll, first + rows.zero() * (unroll - 1), several)
         partial = [state[u * n : (u + 1) * n] for u in range(unroll)]
         while len(partial) > 1:
             partial = [rows.add(partial[u], partial[u + 1]) for u in range(0, len(partial), 2)]
-        if unroll > 1:
-            _, total = for_range(b, k, end, 1, partial[0], one)
-        else:
-            total = partial[0]
+        _, total = for_range(b, k, end, 1, partial[0], one)
         rows.store(total, out)
         return context.get_dummy_value()
 
     return signature, generate
 
 
-@intrinsic
-def dot_row(typingctx, quads, x, base, stride, y, at, index, start, end, out, add):  # type: ignore[no-untyped-def]
-    """``out[k] (+)= <y[at : at + width], x[base + index[k] * stride : + width]>`` for each ``k``, four at a time."""
+@intrinsic(prefer_literal=True)
+def dot_row(typingctx, quads, x, base, y, at, index, start, end, out, add):  # type: ignore[no-untyped-def]
+    """``out[k] (+)= <y[at], x[base + index[k]]>`` for each ``k``, four at a time; ``at`` and ``base + index[k]`` are
+    rows.
+    """
     size = types.intp
-    signature = types.void(quads, x, size, size, y, size, index, size, size, out, types.boolean)
+    flag = add if isinstance(add, types.Literal) else types.boolean
+    signature = types.void(quads, x, size, y, size, index, size, size, out, flag)
 
     def generate(context, b, signature, arguments):  # type: ignore[no-untyped-def]
         f = Frame(context, b, signature, arguments)
-        rows, stride, start, end = f.rows, arguments[3], arguments[7], arguments[8]
-        x, index, out = f.pointer(1, 2), f.pointer(6), f.pointer(9)
-        fixed = rows.load(f.pointer(4, 5))
+        rows, base, start, end = f.rows, arguments[2], arguments[6], arguments[7]
+        index, out = f.pointer(5), f.pointer(8)
+        fixed = rows.load(f.row(3, arguments[4]))
 
         def product(k: ir.Value) -> ir.Value:
-            return rows.dot(fixed, rows.load(b.gep(x, [b.mul(f.index(index, k), stride)])))
+            return rows.dot(fixed, rows.load(f.row(1, b.add(base, f.index(index, k)))))
 
-        k, _ = for_range(
-            b,
-            start,
-            end,
-            4,
-            [],
-            lambda k, state: _store4(f, [product(b.add(k, INT(u))) for u in range(4)], out, k, arguments[10]),
-        )
-        for_range(b, k, end, 1, [], lambda k, state: _store1(f, product(k), out, k, arguments[10]))
+        def four(k: ir.Value, state: Row) -> Row:
+            return _store(f, rows.sum4(*(product(b.add(k, INT(u))) for u in range(4))), out, k, 9)
+
+        k, _ = for_range(b, start, end, 4, [], four)
+        for_range(b, k, end, 1, [], lambda k, state: _store(f, rows.sum(product(k)), out, k, 9))
         return context.get_dummy_value()
 
     return signature, generate
 
 
-@intrinsic
-def gather_dot_row(typingctx, quads, y, base, stride, x, at, values, index, start, end, grad, add_grad, out, to, add):  # type: ignore[no-untyped-def]
+@intrinsic(prefer_literal=True)
+def gather_dot_row(typingctx, quads, y, base, x, at, values, index, start, end, grad, add_grad, out, add):  # type: ignore[no-untyped-def]
     """Both backward products of one column: each row of ``y`` is loaded once and used twice.
 
-    ``out[to : + width] (+)= sum over k of values[k] * y[base + index[k] * stride : + width]`` and
-    ``grad[k] (+)= <x[at : + width], y[base + index[k] * stride : + width]>``.
+    ``out[at] (+)= sum over k of values[k] * y[base + index[k]]`` and ``grad[k] (+)= <x[at], y[base + index[k]]>``.
     """
     size = types.intp
-    signature = types.void(
-        quads, y, size, size, x, size, values, index, size, size, grad, types.boolean, out, size, types.boolean
-    )
+    flags = [flag if isinstance(flag, types.Literal) else types.boolean for flag in (add_grad, add)]
+    signature = types.void(quads, y, size, x, size, values, index, size, size, grad, flags[0], out, flags[1])
 
     def generate(context, b, signature, arguments):  # type: ignore[no-untyped-def]
         f = Frame(context, b, signature, arguments)
-        rows, stride, start, end = f.rows, arguments[3], arguments[8], arguments[9]
-        y, values, index, grad = f.pointer(1, 2), f.pointer(6), f.pointer(7), f.pointer(10)
-        out = f.pointer(12, 13)
-        fixed = rows.load(f.pointer(4, 5))
+        rows, base, start, end = f.rows, arguments[2], arguments[7], arguments[8]
+        values, index, grad = f.pointer(5), f.pointer(6), f.pointer(9)
+        out = f.row(11, arguments[4])
+        fixed = rows.load(f.row(3, arguments[4]))
 
-        def one(k: ir.Value, row: Row) -> tuple[Row, ir.Value]:
-            loaded = rows.load(b.gep(y, [b.mul(f.index(index, k), stride)]))
-            return rows.fma(rows.splat(b.load(b.gep(values, [k]))), loaded, row), rows.dot(fixed, loaded)
+        def one(k: ir.Value, value: Row, row: Row) -> tuple[Row, ir.Value]:
+            loaded = rows.load(f.row(1, b.add(base, f.index(index, k))))
+            return rows.fma(value, loaded, row), rows.dot(fixed, loaded)
 
         def four(k: ir.Value, row: Row) -> Row:
+            held = rows.load_scalars(b.gep(values, [k]), 4)
             products = []
             for u in range(4):
-                row, product = one(b.add(k, INT(u)), row)
+                row, product = one(b.add(k, INT(u)), rows.splat_lane(held, u), row)
                 products.append(product)
-            _store4(f, products, grad, k, arguments[11])
+            _store(f, rows.sum4(*products), grad, k, 10)
             return row
 
         def single(k: ir.Value, row: Row) -> Row:
-            row, product = one(k, row)
-            _store1(f, product, grad, k, arguments[11])
+            row, product = one(k, rows.splat(b.load(b.gep(values, [k]))), row)
+            _store(f, rows.sum(product), grad, k, 10)
             return row
 
-        first = f.initial(out, arguments[14], rows.zero())
+        first = f.either(12, rows.load(out), rows.zero())
         k, row = for_range(b, start, end, 4, first, four)
         _, row = for_range(b, k, end, 1, row, single)
         rows.store(row, out)
@@ -161,29 +191,37 @@ def gather_dot_row(typingctx, quads, y, base, stride, x, at, values, index, star
 
 
 @intrinsic
+def copy_row(typingctx, quads, x, at, out, to):  # type: ignore[no-untyped-def]
+    """``out[to : to + width] = x[at : at + width]``, single numbers being counted."""
+    size = types.intp
+    signature = types.void(quads, x, size, out, size)
+
+    def generate(context, b, signature, arguments):  # type: ignore[no-untyped-def]
+        f = Frame(context, b, signature, arguments)
+        f.rows.store(f.rows.load(f.pointer(1, 2)), f.pointer(3, 4))
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+@intrinsic
 def row_sum(typingctx, quads, x, at):  # type: ignore[no-untyped-def]
-    """Return the sum of ``x[at : at + width]``."""
+    """Return the sum of row ``at`` of ``x``."""
     signature = x.dtype(quads, x, types.intp)
 
     def generate(context, b, signature, arguments):  # type: ignore[no-untyped-def]
         f = Frame(context, b, signature, arguments)
-        row = f.rows.load(f.pointer(1, 2))
+        row = f.rows.load(f.row(1, arguments[2]))
         return f.rows.sum(f.rows.dot(row, f.rows.constant(1.0)))
 
     return signature, generate
 
 
-def _store4(f: Frame, products: list[ir.Value], out: ir.Value, k: ir.Value, add: ir.Value) -> Row:
-    sums = f.rows.sum4(*products)
+def _store(f: Frame, sums: ir.Value, out: ir.Value, k: ir.Value, add: int) -> Row:
+    """Write one sum, or a vector of sums, to ``out[k]``; or add to it, as a flag among the arguments says."""
     at = f.b.bitcast(f.b.gep(out, [k]), sums.type.as_pointer())
     held = f.b.load(at)
     held.align = f.rows.bytes
-    f.b.store(f.b.select(add, f.b.fadd(held, sums), sums), at).align = f.rows.bytes
-    return []
-
-
-def _store1(f: Frame, product: ir.Value, out: ir.Value, k: ir.Value, add: ir.Value) -> Row:
-    total = f.rows.sum(product)
-    at = f.b.gep(out, [k])
-    f.b.store(f.b.select(add, f.b.fadd(f.b.load(at), total), total), at)
+    (total,) = f.either(add, [f.b.fadd(held, sums)], [sums])
+    f.b.store(total, at).align = f.rows.bytes
     return []

@@ -90,26 +90,34 @@ def scale_rows(typingctx, quads, z, at, stride, count, factor, state):  # type: 
 
 
 @kernel
-def softmax(quads, z, panel_stride, row_stride, size, targets, top, mass, chosen, factor, scale):  # type: ignore[no-untyped-def]
+def softmax(quads, z, panel_stride, row_stride, size, targets, state, losses, scale):  # type: ignore[no-untyped-def]
     """Turn logits into gradients: row ``i`` of panel ``p`` is ``z[p * panel_stride + i * row_stride : + w]``.
 
-    targets, top, mass, chosen, factor (P, w).
+    targets (P, w); losses (P,) get each panel's sum; state (3, P, w) is scratch: greatest logit, sum of exponentials
+    and factor of each column.
     """
     panels, width = targets.shape
+    top, mass, factor = state[0], state[1], state[2]
     flat_top, flat_mass, flat_factor = top.reshape(-1), mass.reshape(-1), factor.reshape(-1)
     for p in prange(panels):
-        start, state = p * panel_stride, p * width
-        columns_max(quads, z, start, row_stride, size, flat_top, state)
+        start, at = p * panel_stride, p * width
+        total = 0.0
+        columns_max(quads, z, start, row_stride, size, flat_top, at)
         for b in range(width):
             target = targets[p, b]
             mass[p, b] = 0
-            chosen[p, b] = z[start + target * row_stride + b] - top[p, b] if target >= 0 else 0
+            if target >= 0:
+                total -= np.float64(z[start + target * row_stride + b] - top[p, b])
         for i in range(0, size, _SUMMED_TOGETHER):
             count = min(_SUMMED_TOGETHER, size - i)
-            exponentials(quads, z, start + i * row_stride, row_stride, count, flat_top, flat_mass, state)
+            exponentials(quads, z, start + i * row_stride, row_stride, count, flat_top, flat_mass, at)
         for b in range(width):
-            factor[p, b] = scale / mass[p, b] if targets[p, b] >= 0 else 0
-        scale_rows(quads, z, start, row_stride, size, flat_factor, state)
+            factor[p, b] = 0
+            if targets[p, b] >= 0:
+                factor[p, b] = scale / mass[p, b]
+                total += np.log(np.float64(mass[p, b]))
+        losses[p] = total
+        scale_rows(quads, z, start, row_stride, size, flat_factor, at)
         for b in range(width):
             if targets[p, b] >= 0:
                 z[start + targets[p, b] * row_stride + b] -= scale
@@ -121,15 +129,18 @@ def softmax_cross_entropy(logits: np.ndarray, targets: np.ndarray, scale: float)
     if not (z.strides[2] == z.itemsize and z.shape[2] % QUAD == 0 and z.shape[2] * z.itemsize <= MAX_BYTES):
         z = pack(logits)
         columns = pack(targets[:, None, :], fill=-1, itemsize=z.itemsize)[:, 0, :]
+    panels, size, width = z.shape
     panel_stride, row_stride = z.strides[0] // z.itemsize, z.strides[1] // z.itemsize
-    extent = sum((n - 1) * stride for n, stride in zip(z.shape, z.strides, strict=True)) // z.itemsize + 1
-    flat = np.lib.stride_tricks.as_strided(z, (extent,), (z.itemsize,))  # panels of a dense decoder lie side by side
-    top, mass, chosen, factor = (np.empty(columns.shape, z.dtype) for _ in range(4))
+    if z.flags.c_contiguous:
+        flat = z.reshape(-1)
+    else:  # panels of a dense decoder lie side by side
+        extent = sum((n - 1) * stride for n, stride in zip(z.shape, z.strides, strict=True)) // z.itemsize + 1
+        flat = np.lib.stride_tricks.as_strided(z, (extent,), (z.itemsize,))
+    losses = np.empty(panels)
     run(
-        softmax, quads(z.shape[2]), flat, panel_stride, row_stride, z.shape[1], columns,
-        top, mass, chosen, factor, z.dtype.type(scale),
+        softmax, quads(width), flat, panel_stride, row_stride, size, columns, np.empty((3, panels, width), z.dtype),
+        losses, z.dtype.type(scale), alone=panels == 1,
     )  # fmt: skip
     if z is not logits:
         logits[...] = unpack(z, logits.shape)
-    counts = columns >= 0
-    return float((np.log(mass[counts].astype(np.float64)) - chosen[counts].astype(np.float64)).sum())
+    return float(losses.sum())

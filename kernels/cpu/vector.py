@@ -5,7 +5,10 @@ every non-zero, because it cannot rule out that the arrays overlap, and it does 
 Numba lets a function emit its own LLVM code (``@intrinsic``), so a row of a panel becomes a list of vectors that stay
 in registers. LLVM cuts them down for machines with narrower registers.
 
-A *row* below is a list of LLVM vectors that together hold ``width`` neighbouring numbers.
+A *row* below is a list of LLVM vectors that together hold ``width`` numbers. In memory it is one stretch, or two: a
+*split* row keeps the numbers that fill whole registers in one array, where each row starts on a cache line, and the few
+that are left in another. A vector that crosses a cache line costs two loads; rows of 20 numbers side by side would
+cross one three times in four.
 """
 
 from __future__ import annotations
@@ -21,11 +24,20 @@ QUAD = 4  # panel widths are multiples of four numbers; a width is known to the 
 REGISTER_BYTES = 64  # one AVX-512 register
 
 Row = list[ir.Value]
+Cut = tuple[int, int]
+"""A vector's offset in its row, and its lanes."""
+Place = tuple[ir.Value, ...]
+"""Where a row lies: its address, or the addresses of its two parts."""
 
 
 def quads(width: int) -> tuple[int, ...]:
     """Return a tuple whose type tells the compiler a panel's width: one kernel is compiled for each width in use."""
     return (0,) * (width // QUAD)
+
+
+def whole_registers(width: int, itemsize: int) -> int:
+    """Return how many numbers of a row fill whole registers: the first part of a split row."""
+    return width - width % (REGISTER_BYTES // itemsize)
 
 
 class Rows:
@@ -43,32 +55,41 @@ class Rows:
         self.b = builder
         self.element = element
         self.bytes = 4 if isinstance(element, ir.FloatType) else 8
-        self.cuts: list[tuple[int, int]] = []  # (offset, lanes)
+        self.cuts: list[Cut] = []
         lanes, offset = REGISTER_BYTES // self.bytes, 0
         while offset < width:
             while lanes > width - offset:
                 lanes //= 2
             self.cuts.append((offset, lanes))
             offset += lanes
+        self.width = width
+        self.whole = whole_registers(width, self.bytes)
 
     # --- whole rows
 
-    def load(self, pointer: ir.Value) -> Row:
-        """Read the row that starts at ``pointer``."""
-        row = []
-        for offset, lanes in self.cuts:
-            at = self.b.bitcast(self.at(pointer, INT(offset)), ir.VectorType(self.element, lanes).as_pointer())
-            value = self.b.load(at)
-            value.align = self.bytes
-            row.append(value)
-        return row
+    def load(self, place: Place | ir.Value) -> Row:
+        """Read the row that lies at ``place``."""
+        return [self._load(place, cut) for cut in self.cuts]
 
-    def store(self, row: Row, pointer: ir.Value) -> None:
-        """Write the row to ``pointer``."""
-        for (offset, _), value in zip(self.cuts, row, strict=True):
-            self.b.store(
-                value, self.b.bitcast(self.at(pointer, INT(offset)), value.type.as_pointer())
-            ).align = self.bytes
+    def store(self, row: Row, place: Place | ir.Value) -> None:
+        """Write the row to ``place``."""
+        for cut, value in zip(self.cuts, row, strict=True):
+            self._store(value, place, cut)
+
+    def _load(self, place: Place | ir.Value, cut: Cut) -> ir.Value:
+        value = self.b.load(self._vector_at(place, cut))
+        value.align = self.bytes
+        return value
+
+    def _store(self, value: ir.Value, place: Place | ir.Value, cut: Cut) -> None:
+        self.b.store(value, self._vector_at(place, cut)).align = self.bytes
+
+    def _vector_at(self, place: Place | ir.Value, cut: Cut) -> ir.Value:
+        first, *rest = place if isinstance(place, tuple) else (place,)
+        offset, lanes = cut
+        if rest and offset >= self.whole:
+            first, offset = rest[0], offset - self.whole
+        return self.b.bitcast(self.at(first, INT(offset)), ir.VectorType(self.element, lanes).as_pointer())
 
     def constant(self, number: float) -> Row:
         """Return a row of one number."""
@@ -152,7 +173,16 @@ class Rows:
         return self.b.fadd(shuffle(self.b, x, y, even), shuffle(self.b, x, y, [lane + 1 for lane in even]))
 
     # --- scalars and addresses
-    # --------------------------------------------------------------------------------------------------------
+
+    def load_scalars(self, pointer: ir.Value, count: int) -> ir.Value:
+        """Read ``count`` neighbouring numbers as one vector."""
+        value = self.b.load(self.b.bitcast(pointer, ir.VectorType(self.element, count).as_pointer()))
+        value.align = self.bytes
+        return value
+
+    def splat_lane(self, vector: ir.Value, lane: int) -> Row:
+        """Return a row of one lane of a vector."""
+        return [shuffle(self.b, vector, vector, [lane] * lanes) for _, lanes in self.cuts]
 
     def at(self, pointer: ir.Value, offset: ir.Value) -> ir.Value:
         """Return the address ``offset`` elements on."""
@@ -244,14 +274,15 @@ def _expm1_parts(b: ir.IRBuilder, x: ir.Value) -> tuple[ir.Value, ir.Value]:
     return power, b.fmul(power, b.fmul(polynomial, r))
 
 
-def _ones(v: ir.Value, number: float = 1.0) -> ir.Constant:
+def constant(v: ir.Value, number: float) -> ir.Constant:
+    """Return a vector of one number, as long as another vector."""
     return ir.Constant(v.type, [number] * v.type.count)
 
 
 def clamp(b: ir.IRBuilder, x: ir.Value, limit: float) -> ir.Value:
     """Return ``x`` within ±limit. NaN stays NaN: a comparison with it is false, where ``llvm.minnum`` would hide it."""
     for order, bound in ((">", limit), ("<", -limit)):
-        x = b.select(b.fcmp_ordered(order, x, _ones(x, bound)), _ones(x, bound), x)
+        x = b.select(b.fcmp_ordered(order, x, constant(x, bound)), constant(x, bound), x)
     return x
 
 
@@ -263,13 +294,13 @@ def exp(b: ir.IRBuilder, x: ir.Value) -> ir.Value:
 
 def sigmoid(b: ir.IRBuilder, x: ir.Value) -> ir.Value:
     """Return ``1 / (1 + exp(-x))``."""
-    power, rest = _expm1_parts(b, b.fsub(_ones(x, 0.0), x))
-    return b.fdiv(_ones(x), b.fadd(_ones(x), b.fadd(power, rest)))
+    power, rest = _expm1_parts(b, b.fsub(constant(x, 0.0), x))
+    return b.fdiv(constant(x, 1.0), b.fadd(constant(x, 1.0), b.fadd(power, rest)))
 
 
 def tanh(b: ir.IRBuilder, x: ir.Value) -> ir.Value:
     """Return ``expm1(2x) / (expm1(2x) + 2)``, which loses nothing for small ``x``; clamped where it rounds to ±1."""
     x = clamp(b, x, 20.0)
     power, rest = _expm1_parts(b, b.fadd(x, x))
-    expm1 = b.fadd(b.fsub(power, _ones(x)), rest)
-    return b.fdiv(expm1, b.fadd(expm1, _ones(x, 2.0)))
+    expm1 = b.fadd(b.fsub(power, constant(x, 1.0)), rest)
+    return b.fdiv(expm1, b.fadd(expm1, constant(x, 2.0)))

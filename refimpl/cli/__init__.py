@@ -97,10 +97,13 @@ class _ToStderr(logging.Handler):
     """Writes to whatever ``sys.stderr`` is at that moment, below a progress bar if there is one."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        say_error(f"{record.levelname.lower()}: {record.getMessage()}")
+        level = "" if getattr(record, "notice", False) else f"{record.levelname.lower()}: "
+        say_error(f"{level}{record.getMessage()}")
 
 
 def _show_warnings() -> None:
+    """Show warnings, and what is said before kernels are compiled, for nothing else happens meanwhile."""
     log = logging.getLogger("refimpl")
     if not any(isinstance(handler, _ToStderr) for handler in log.handlers):
-        log.addHandler(_ToStderr(logging.WARNING))
+        log.addHandler(_ToStderr())
+        logging.getLogger("refimpl.kernels").setLevel(logging.INFO)

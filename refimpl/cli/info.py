@@ -32,6 +32,7 @@ def _kernels() -> Iterator[tuple[str, str]]:
 
     from refimpl import kernels
     from refimpl.kernels import threads
+    from refimpl.processor import blas_hint
     from refimpl.training.environment import blas
 
     name = kernels.tier().__name__.rpartition(".")[2]
@@ -39,6 +40,9 @@ def _kernels() -> Iterator[tuple[str, str]]:
     yield "threads", f"{threads.get()} (--threads, or REFIMPL_THREADS)"
     for library in blas():
         yield "BLAS", f"{library['name']} {library['version'] or ''}, kernel {library['kernel'] or 'unknown'}"
+        hint = blas_hint(library["kernel"])
+        if hint is not None:
+            yield "BLAS hint", hint
     yield "kernels", f"{name} (of {', '.join(kernels.TIERS)}; REFIMPL_KERNELS chooses)"
     if name == "cpu":
         import numba

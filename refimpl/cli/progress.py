@@ -42,9 +42,7 @@ class Progress(Observer):
         self._compiled = compile_seconds()
 
     def started(self, run: Run) -> None:
-        """Say what comes, and draw the bar."""
-        if tier().__name__.endswith("cpu"):
-            self._say("the first step may take a while: kernels are compiled the first time and then kept on disk")
+        """Draw the bar."""
         if sys.stderr.isatty():
             self._bar = tqdm(
                 total=run.total_steps, initial=run.state.step, file=sys.stderr, unit="step", dynamic_ncols=True,

@@ -26,8 +26,18 @@ def forward(params: Params, weight: str, bias: str | None, x: np.ndarray) -> tup
     return y, Cache(weight, bias, w, x)
 
 
-def backward(dy: np.ndarray, cache: Cache, grads: Grads, *, input_gradient: bool = True) -> np.ndarray | None:
-    """Add the gradients of weight and bias to ``grads`` and return ``dx``, or None if it is not wanted."""
+def backward(
+    dy: np.ndarray,
+    cache: Cache,
+    grads: Grads,
+    *,
+    input_gradient: bool = True,
+    bias_gradient: np.ndarray | None = None,
+) -> np.ndarray | None:
+    """Add the gradients of weight and bias to ``grads`` and return ``dx``, or None if it is not wanted.
+
+    ``bias_gradient`` is the sum of ``dy`` over its columns, where the layer above has it already.
+    """
     w, x = cache.w, cache.x
     dx, known = None, None
     if input_gradient:
@@ -38,5 +48,5 @@ def backward(dy: np.ndarray, cache: Cache, grads: Grads, *, input_gradient: bool
             dx = kernels.matmul_t(w, dy)
     add_to(grads, cache.weight, LinearGrad(w.shape, dy, x, known))
     if cache.bias is not None:
-        add_to(grads, cache.bias, kernels.sum_rows(dy))
+        add_to(grads, cache.bias, kernels.sum_rows(dy) if bias_gradient is None else bias_gradient)
     return dx

@@ -48,8 +48,7 @@ class DropAndGrow(BaseMethod):
         """Draw the supports, and remember the pools and how many entries each began with."""
         drawn = initial_supports(specs, self.allocation, seed=seed, conventions=self.conventions)
         self.pools = pools_of(specs, list(drawn), self.conventions.pool)
-        flat = {name: support.flat for name, support in drawn.items()}
-        self.initial_nnz = {pool.label: count_stored(pool, flat) for pool in self.pools}
+        self.initial_nnz = {pool.label: count_stored(pool, drawn) for pool in self.pools}
         return drawn
 
     def exchange_due(self, *, step: int, epoch_end: bool, asgd_triggered: bool = False) -> bool:

@@ -1,24 +1,28 @@
 """One exchange of connections over all pools: drop, count, grow, and say what happened.
 
-Nothing here is dense: kept entries and candidates are sorted lists of places, and growth by gradient sees one
-block of rows at a time.
+Nothing here is dense: what goes is a flag for each entry, what grows a sorted list of places or of ranks among the free
+ones, and growth by gradient sees one block of rows at a time. Tensors that share no pool are exchanged one after
+another, so that only one of them has lists at a time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from refimpl.kernels import topology
 from refimpl.methods.conventions import Conventions
 from refimpl.methods.drop import Criterion
-from refimpl.methods.grow import BestCandidates, Candidates, grow_random
-from refimpl.methods.pools import Pool
+from refimpl.methods.grow import BestCandidates, Candidates, Ranked, draw_ranks
+from refimpl.methods.pools import Pool, Segment, linked
 from refimpl.rng import generator
 from refimpl.weights.carry import Exchange
 from refimpl.weights.sparse import SparseWeight, Weight
+from refimpl.weights.support import Support
 
 if TYPE_CHECKING:
     from refimpl.weights.gradient import Gradient
@@ -33,23 +37,19 @@ class Growth:
     want: int
 
 
-Grower = Callable[[Sequence[Growth]], Sequence[np.ndarray]]
-"""Chooses the places that grow, for each pool."""
+Grower = Callable[[Sequence[Growth]], Sequence[np.ndarray | Ranked]]
+"""Chooses the places that grow, for each of some pools: ascending, or as their ranks."""
 
 
 def at_random(seed: int, step: int, conventions: Conventions) -> Grower:
     """Grow uniformly at random, each pool from its own stream at this step."""
 
-    def grow(growths: Sequence[Growth]) -> list[np.ndarray]:
-        return [
-            grow_random(
-                g.candidates,
-                g.want,
-                generator(seed, f"grow/{g.pool.label}", step),
-                count=conventions.growth_count,
-            )
-            for g in growths
-        ]
+    def grow(growths: Sequence[Growth]) -> list[Ranked]:
+        chosen = []
+        for g in growths:
+            rng = generator(seed, f"grow/{g.pool.label}", step)
+            chosen.append(Ranked(g.candidates, draw_ranks(g.candidates, g.want, rng, conventions.growth_count)))
+        return chosen
 
     return grow
 
@@ -83,9 +83,28 @@ def by_gradient(gradients: Mapping[str, Gradient] | None) -> Grower:
     return grow
 
 
-def count_stored(pool: Pool, supports: Mapping[str, np.ndarray]) -> int:
-    """Return how many entries a pool stores, given each tensor's flat positions."""
-    return sum(int(np.diff(np.searchsorted(supports[s.name], [s.start, s.stop]))[0]) for s in pool.segments)
+@dataclass(frozen=True)
+class _Part:
+    """A segment, and the entries that lie in it."""
+
+    segment: Segment
+    entries: slice
+
+    @classmethod
+    def of(cls, segment: Segment, support: Support) -> _Part:
+        return cls(segment, slice(support.entries_before(segment.start), support.entries_before(segment.stop)))
+
+
+def count_stored(pool: Pool, supports: Mapping[str, Support] | Mapping[str, np.ndarray]) -> int:
+    """Return how many entries a pool stores, given each tensor's support, or its flat positions."""
+    count = 0
+    for s in pool.segments:
+        stored = supports[s.name]
+        if isinstance(stored, Support):
+            count += stored.entries_before(s.stop) - stored.entries_before(s.start)
+        else:
+            count += int(np.diff(np.searchsorted(stored, [s.start, s.stop]))[0])
+    return count
 
 
 def propose(
@@ -137,40 +156,86 @@ def propose(
                 f"{name} is no sparse weight, yet the method exchanges its connections; store it on a support"
             )
         weights[name] = weight
-    flat = {name: weight.support.flat for name, weight in weights.items()}
-    dropped: dict[str, list[np.ndarray]] = {name: [] for name in names}
-    grown: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    made: dict[str, Exchange] = {}
+    for group in linked(pools):
+        made |= _exchange(
+            weights, group, fraction=fraction, drop=drop, grow=grow, conventions=conventions, initial_nnz=initial_nnz
+        )
+    return {name: made[name] for name in names}
 
+
+def _exchange(
+    weights: Mapping[str, SparseWeight],
+    pools: Sequence[Pool],
+    *,
+    fraction: float,
+    drop: Criterion,
+    grow: Grower,
+    conventions: Conventions,
+    initial_nnz: Mapping[str, int],
+) -> dict[str, Exchange]:
+    """Exchange the connections of pools that share tensors."""
+    goes = {s.name: np.zeros(weights[s.name].nnz, bool) for pool in pools for s in pool.segments}
+    parts = [[_Part.of(s, weights[s.name].support) for s in pool.segments] for pool in pools]
+    forbid = conventions.regrow == "forbid"
     growths = []
-    for pool in pools:
-        places, values = _gather(pool, flat, weights)
-        goes = drop(values, fraction, conventions)
-        _scatter(pool, places[goes], dropped)
-        kept = np.delete(places, goes)
-        n0 = initial_nnz[pool.label] if conventions.growth_target == "initial" else places.size
-        taken = places if conventions.regrow == "forbid" else kept
-        growths.append(Growth(pool, Candidates(pool.size, taken), max(0, n0 - kept.size)))
-    for pool, places in zip(pools, grow(growths)):
-        _scatter(pool, places, grown)
-    return {
-        name: Exchange.of(weights[name].support, np.concatenate(dropped[name]), np.concatenate(grown[name]))
-        for name in names
-    }
+    for pool, segments in zip(pools, parts):
+        values = [weights[part.segment.name].values[part.entries] for part in segments]
+        flags = _flagged(drop, values[0] if len(values) == 1 else np.concatenate(values), fraction, conventions)
+        at = 0
+        for part, own in zip(segments, values):
+            goes[part.segment.name][part.entries] = flags[at : at + own.size]
+            at += own.size
+        kept = at - int(np.count_nonzero(flags))
+        n0 = initial_nnz[pool.label] if conventions.growth_target == "initial" else at
+        taken = partial(_taken, segments, weights, None if forbid else goes)
+        growths.append(Growth(pool, Candidates(pool.size, taken, at if forbid else kept), max(0, n0 - kept)))
+
+    grown: dict[str, list[np.ndarray | Ranked]] = {name: [] for name in goes}
+    for growth, chosen in zip(growths, grow(growths)):
+        first = growth.pool.segments[0]
+        whole = len(growth.pool.segments) == 1 and (first.start, first.stop) == (0, weights[first.name].support.size)
+        if whole and not forbid and isinstance(chosen, Ranked) and chosen.candidates is growth.candidates:
+            grown[first.name].append(chosen)  # a tensor's own ranks, which need not become places first
+        else:
+            _scatter(growth.pool, chosen.places if isinstance(chosen, Ranked) else chosen, grown)
+    return {name: _moved(weights[name].support, goes[name], chosen) for name, chosen in grown.items()}
 
 
-def _gather(
-    pool: Pool, flat: Mapping[str, np.ndarray], weights: Mapping[str, SparseWeight]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the places that a pool stores, ascending, and their values."""
-    places, values = [], []
-    for s in pool.segments:
-        low, high = np.searchsorted(flat[s.name], [s.start, s.stop])
-        places.append(flat[s.name][low:high] + (s.offset - s.start))
-        values.append(weights[s.name].values[low:high])
-    return np.concatenate(places), np.concatenate(values)
+def _flagged(drop: Criterion, values: np.ndarray, fraction: float, conventions: Conventions) -> np.ndarray:
+    """Return a flag for each value, true for those that the criterion drops."""
+    flags = np.zeros(values.size, bool)
+    dropped = drop(values, fraction, conventions)
+    flags[dropped] = True
+    if dropped.dtype != bool and np.count_nonzero(flags) != dropped.size:
+        raise ValueError("a criterion can drop an entry once; the list of dropped entries holds one twice")
+    return flags
 
 
-def _scatter(pool: Pool, places: np.ndarray, into: Mapping[str, list[np.ndarray]]) -> None:
+def _taken(
+    parts: Sequence[_Part], weights: Mapping[str, SparseWeight], goes: Mapping[str, np.ndarray] | None
+) -> np.ndarray:
+    """List the places of a pool that its entries hold, without those that go."""
+    lists = []
+    for part in parts:
+        name, low, high = part.segment.name, part.entries.start, part.entries.stop
+        places = topology.places(weights[name].support, low, high, None if goes is None else goes[name])
+        shift = part.segment.offset - part.segment.start
+        if shift:
+            places += shift
+        lists.append(places)
+    return lists[0] if len(lists) == 1 else np.concatenate(lists)
+
+
+def _moved(support: Support, goes: np.ndarray, chosen: Sequence[np.ndarray | Ranked]) -> Exchange:
+    """Build the exchange of one tensor from what its pools grow in it."""
+    if len(chosen) == 1 and isinstance(chosen[0], Ranked):
+        return Exchange.moving(support, goes, chosen[0].ranks, ranked=True)
+    lists = [places for places in chosen if not isinstance(places, Ranked)]
+    return Exchange.moving(support, goes, lists[0] if len(lists) == 1 else np.sort(np.concatenate(lists)))
+
+
+def _scatter(pool: Pool, places: np.ndarray, into: Mapping[str, list[np.ndarray | Ranked]]) -> None:
     """Hand places of a pool (ascending) to the tensors to which they belong, as flat positions."""
     for s in pool.segments:
         low, high = np.searchsorted(places, [s.offset, s.offset + s.stop - s.start])

@@ -7,7 +7,7 @@ vector and never asks what it is made of.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -115,3 +115,18 @@ def pools_of(specs: Mapping[str, ParamSpec], names: list[str], scope: Literal["m
         else:
             out.append(Pool.chain(name, [(name, 0, spec.size)]))
     return out
+
+
+def linked(pools: Sequence[Pool]) -> list[list[Pool]]:
+    """Divide pools into groups that share no tensor, so that an exchange need only hold one group at a time."""
+    groups: list[tuple[set[str], list[Pool]]] = []
+    for pool in pools:
+        names, members = {segment.name for segment in pool.segments}, [pool]
+        apart = []
+        for group in groups:
+            if names & group[0]:
+                names, members = names | group[0], group[1] + members
+            else:
+                apart.append(group)
+        groups = [*apart, (names, members)]
+    return [sorted(members, key=pools.index) for _, members in groups]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
 
-from refimpl.optim.base import Regrown, Slots, aligned_blocks, require_choice, require_number
+from refimpl import kernels
+from refimpl.optim.base import Regrown, Slots, require_choice, require_number, require_step
 from refimpl.weights.carry import CarryRule
 
 
@@ -103,27 +103,25 @@ class Adam:
         """Return both moments as zeros."""
         return {"exp_avg": np.zeros_like(values), "exp_avg_sq": np.zeros_like(values)}
 
-    def update(self, values: np.ndarray, grad: np.ndarray, slots: Slots, *, lr: float, step: int) -> None:
+    def update(
+        self, values: np.ndarray, grad: np.ndarray, slots: Slots, *, lr: float, step: int, scale: float = 1.0
+    ) -> None:
         """Take one step in place; see `refimpl.optim.base.Optimizer.update`."""
-        lr = float(lr)  # a NumPy scalar would promote float32 arrays
-        beta1, beta2 = (float(beta) for beta in self.betas)
-        correction1, root_correction2 = 1 - beta1**step, math.sqrt(1 - beta2**step)
-        for w, g, m, v in aligned_blocks(step, values, grad, slots["exp_avg"], slots["exp_avg_sq"]):
-            if self.weight_decay and self.decoupled:
-                w *= 1 - lr * self.weight_decay
-            elif self.weight_decay:
-                g = g + self.weight_decay * w
-            m += (1 - beta1) * (g - m)
-            v *= beta2
-            v += (1 - beta2) * (g * g)
-            root = np.sqrt(v)
-            if self.eps_placement == "torch":
-                root /= root_correction2
-                rate = lr / correction1
-            else:
-                rate = lr * root_correction2 / correction1
-            root += self.eps
-            w -= rate * (m / root)
+        require_step(step)
+        kernels.adam_step(
+            values,
+            grad,
+            slots["exp_avg"],
+            slots["exp_avg_sq"],
+            lr=float(lr),
+            betas=(float(self.betas[0]), float(self.betas[1])),
+            eps=self.eps,
+            weight_decay=self.weight_decay,
+            decoupled=self.decoupled,
+            eps_inside=self.eps_placement == "inside-correction",
+            scale=float(scale),
+            step=step,
+        )
 
     def averaged(self, values: np.ndarray, slots: Slots) -> np.ndarray:
         """Return ``values``."""

@@ -107,10 +107,12 @@ class ASGD:
         r"""Return :math:`\mu_t`."""
         return 1 / max(1.0, step - 1 - self.t0)
 
-    def update(self, values: np.ndarray, grad: np.ndarray, slots: Slots, *, lr: float, step: int) -> None:
+    def update(
+        self, values: np.ndarray, grad: np.ndarray, slots: Slots, *, lr: float, step: int, scale: float = 1.0
+    ) -> None:
         """Take one step in place; see `refimpl.optim.base.Optimizer.update`."""
         eta, mu = self.effective_lr(lr, step), self.averaging_weight(step)
-        for w, g, average in aligned_blocks(step, values, grad, slots["average"]):
+        for w, g, average in aligned_blocks(step, values, grad, slots["average"], scale=scale):
             if self.weight_decay:
                 g = g + self.weight_decay * w
             if self.lambd:

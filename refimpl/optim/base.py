@@ -15,6 +15,7 @@ from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 
+from refimpl.kernels import checks
 from refimpl.weights.carry import CarryRule
 
 Slots = dict[str, np.ndarray]
@@ -52,7 +53,9 @@ class Optimizer(Protocol):
         """Return fresh slots, each of the shape of ``values``; empty for a rule that remembers nothing."""
         ...
 
-    def update(self, values: np.ndarray, grad: np.ndarray, slots: Slots, *, lr: float, step: int) -> None:
+    def update(
+        self, values: np.ndarray, grad: np.ndarray, slots: Slots, *, lr: float, step: int, scale: float = 1.0
+    ) -> None:
         """Take one step, in place on ``values`` and ``slots``; ``grad`` is only read.
 
         Parameters
@@ -65,6 +68,9 @@ class Optimizer(Protocol):
             Learning rate of this step.
         step : int
             1 at this optimizer's first update, then 2, 3, ….
+        scale : float
+            Factor of the gradient, such as that of clipping: the step is, to the bit, that of ``grad * scale``, whose
+            product is rounded to the arrays' type.
 
         Raises
         ------
@@ -78,10 +84,18 @@ class Optimizer(Protocol):
         ...
 
 
+def require_step(step: int) -> None:
+    """Raise a ValueError unless ``step`` is 1 or more."""
+    if step < 1:
+        raise ValueError(f"the step is {step}; an optimizer's first update is step 1")
+
+
 def aligned_blocks(
-    step: int, values: np.ndarray, grad: np.ndarray, *slots: np.ndarray
+    step: int, values: np.ndarray, grad: np.ndarray, *slots: np.ndarray, scale: float = 1.0
 ) -> Iterator[tuple[np.ndarray, ...]]:
     """Yield the same stretch of each array, stretch by stretch, as views to be updated in place.
+
+    Where ``scale`` is not 1, the gradient's stretch is ``grad * scale``, a temporary.
 
     The rules are elementwise, so the stretches change no bit of the result; they bound the temporaries, and
     keep them in the cache. Arrays that are not contiguous come whole.
@@ -91,25 +105,17 @@ def aligned_blocks(
     ValueError
         If the shapes differ, the gradient is of another type than the values, or ``step`` is below 1.
     """
-    if step < 1:
-        raise ValueError(f"the step is {step}; an optimizer's first update is step 1")
-    if values.dtype.kind != "f" or grad.dtype != values.dtype:
-        raise ValueError(
-            f"the values are {values.dtype} and the gradient {grad.dtype};"
-            " give both in one floating type, float32 or float64"
-        )
+    require_step(step)
+    checks.aligned(values, grad, *slots)
+    scale = float(scale)  # a NumPy scalar would promote float32 arrays
     arrays = (values, grad, *slots)
-    if any(array.shape != values.shape for array in arrays):
-        shapes = ", ".join(str(array.shape) for array in arrays)
-        raise ValueError(
-            f"values, gradient and slots have the shapes {shapes}; give arrays with one entry for each value"
-        )
     if not all(array.flags.c_contiguous for array in arrays):
-        yield arrays
+        yield arrays if scale == 1 else (values, grad * scale, *slots)
         return
     flat = [array.reshape(-1) for array in arrays]
     for start in range(0, values.size, BLOCK):
-        yield tuple(array[start : start + BLOCK] for array in flat)
+        w, g, *rest = (array[start : start + BLOCK] for array in flat)
+        yield (w, g if scale == 1 else g * scale, *rest)
 
 
 def require_number(option: str, value: float, low: float, high: float = math.inf, *, strict: bool = False) -> None:

@@ -31,15 +31,12 @@ from collections.abc import Iterable
 
 import numpy as np
 
-LANES = 8192  # a power of two
+from refimpl import kernels
+from refimpl.kernels.rules import LANES as LANES
 
 
 def squared_norm(array: np.ndarray) -> float:
     """Return the sum of the squares, in float64: the same bits on every machine, for any thread count.
-
-    Lane ``j`` adds up the squares of the entries ``j, j + LANES, j + 2 LANES, …`` in this order, and the
-    lanes are then folded in halves. Both are elementwise sums, whose rounding does not depend on how a
-    machine vectorises them (that of ``np.sum`` or ``np.dot`` does). Squares of float32 are exact in float64.
 
     Parameters
     ----------
@@ -50,17 +47,12 @@ def squared_norm(array: np.ndarray) -> float:
     -------
     float
         ``inf`` or ``nan`` if an entry is not finite, or a square overflows.
+
+    See Also
+    --------
+    refimpl.kernels.rules.squared_norm : The order of the sum.
     """
-    flat = array.reshape(-1)
-    lanes, squares = np.zeros(LANES), np.empty(LANES)
-    with np.errstate(over="ignore"):
-        for start in range(0, flat.size, LANES):
-            block = flat[start : start + LANES]
-            lanes[: block.size] += np.multiply(block, block, out=squares[: block.size], dtype=np.float64)
-        while lanes.size > 1:
-            half = lanes.size // 2
-            lanes = lanes[:half] + lanes[half:]
-    return float(lanes[0])
+    return kernels.squared_norm(array)
 
 
 def global_norm(sq_norms: Iterable[float]) -> float:

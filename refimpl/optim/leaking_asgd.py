@@ -97,6 +97,7 @@ class LeakingASGD:
         step: int,
         support: Support,
         dense_grad: np.ndarray,
+        scale: float = 1.0,
     ) -> None:
         """Take one step, in place on ``values`` and the dense average.
 
@@ -112,6 +113,8 @@ class LeakingASGD:
             Where the values stand.
         dense_grad : ndarray of the weight's shape and the values' type
             The gradient of the whole weight, stored or not.
+        scale : float
+            Factor of both gradients, as in `refimpl.optim.base.Optimizer.update`.
 
         Raises
         ------
@@ -127,11 +130,12 @@ class LeakingASGD:
         rule, flat = self.on_dense_arrays, support.flat
         average, gradient = slots["average"].reshape(-1), dense_grad.reshape(-1)
         inside = average[flat]
-        rule.update(values, grad, {"average": inside}, lr=lr, step=step)
+        rule.update(values, grad, {"average": inside}, lr=lr, step=step, scale=scale)
         eta, mu = rule.effective_lr(lr, step), rule.averaging_weight(step)
         for start in range(0, average.size, BLOCK):
             a = average[start : start + BLOCK]
-            stray = -(eta * gradient[start : start + BLOCK])
+            g = gradient[start : start + BLOCK]
+            stray = -(eta * (g if scale == 1 else g * float(scale)))
             if mu == 1:
                 a[...] = stray
             else:

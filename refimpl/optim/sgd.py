@@ -8,7 +8,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from refimpl.optim.base import Regrown, Slots, aligned_blocks, require_choice, require_number
+from refimpl import kernels
+from refimpl.optim.base import Regrown, Slots, require_choice, require_number, require_step
 from refimpl.weights.carry import CarryRule
 
 
@@ -87,22 +88,23 @@ class SGD:
         """Return a buffer of zeros, which the first update overwrites; nothing without momentum."""
         return {"momentum_buffer": np.zeros_like(values)} if self.momentum else {}
 
-    def update(self, values: np.ndarray, grad: np.ndarray, slots: Slots, *, lr: float, step: int) -> None:
+    def update(
+        self, values: np.ndarray, grad: np.ndarray, slots: Slots, *, lr: float, step: int, scale: float = 1.0
+    ) -> None:
         """Take one step in place; see `refimpl.optim.base.Optimizer.update`."""
-        lr = float(lr)  # a NumPy scalar would promote float32 arrays
-        for w, g, *buffer in aligned_blocks(step, values, grad, *(slots[name] for name in self.carry_rules)):
-            if self.weight_decay:
-                g = g + self.weight_decay * w
-            direction = g
-            if self.momentum:
-                (b,) = buffer
-                if step == 1:
-                    b[...] = g
-                else:
-                    b *= self.momentum
-                    b += (1 - self.dampening) * g
-                direction = g + self.momentum * b if self.nesterov else b
-            w -= lr * direction
+        require_step(step)
+        kernels.sgd_step(
+            values,
+            grad,
+            slots["momentum_buffer"] if self.momentum else None,
+            lr=float(lr),
+            momentum=self.momentum,
+            dampening=self.dampening,
+            nesterov=self.nesterov,
+            weight_decay=self.weight_decay,
+            scale=float(scale),
+            first=step == 1,
+        )
 
     def averaged(self, values: np.ndarray, slots: Slots) -> np.ndarray:
         """Return ``values``."""

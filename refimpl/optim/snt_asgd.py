@@ -89,11 +89,13 @@ class SNTASGD:
         """Return the averages, which start as a copy of the values, and ages of 0."""
         return {"average": values.copy(), "age": np.zeros(values.shape, np.int32)}
 
-    def update(self, values: np.ndarray, grad: np.ndarray, slots: Slots, *, lr: float, step: int) -> None:
+    def update(
+        self, values: np.ndarray, grad: np.ndarray, slots: Slots, *, lr: float, step: int, scale: float = 1.0
+    ) -> None:
         """Take one step in place; see `refimpl.optim.base.Optimizer.update`."""
         lr = float(lr)  # a NumPy scalar would promote float32 arrays
         skipped = 1 if self.first_iterate == "skip" else 0
-        for w, g, average, age in aligned_blocks(step, values, grad, slots["average"], slots["age"]):
+        for w, g, average, age in aligned_blocks(step, values, grad, slots["average"], slots["age"], scale=scale):
             if self.weight_decay:
                 g = g + self.weight_decay * w
             w -= lr * g

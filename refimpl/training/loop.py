@@ -290,10 +290,7 @@ class Run:
 
 def exchange_counts(exchanges: dict[str, Exchange]) -> dict[str, dict[str, int]]:
     """Return how many entries of each weight were dropped, grown, and of these grown back."""
-    return {
-        name: {"dropped": len(e.dropped), "grown": len(e.grown), "regrown": len(e.regrown)}
-        for name, e in exchanges.items()
-    }
+    return {name: exchange.counts() for name, exchange in exchanges.items()}
 
 
 @contextmanager

@@ -221,8 +221,6 @@ class Trainer:
         state.updates += 1
         lr = self.learning_rate(state.step, state.epoch)
         for name, gradient in evaluated.items():
-            if scale != 1.0:
-                gradient = gradient * gradient.dtype.type(scale)
             self._update_one(name, gradient, supports.get(name), lr, grads[name], scale)
         return norm
 
@@ -246,18 +244,17 @@ class Trainer:
         if isinstance(optimizer, LeakingASGD):
             assert isinstance(weight, SparseWeight)
             assert not isinstance(promise, np.ndarray)
-            whole = promise.dense()
-            whole *= whole.dtype.type(scale)
             optimizer.update(
-                values, gradient, slots, lr=lr, step=state.updates, support=weight.support, dense_grad=whole
-            )
+                values, gradient, slots, lr=lr, step=state.updates, scale=scale,
+                support=weight.support, dense_grad=promise.dense(),
+            )  # fmt: skip
         elif support is None:
-            optimizer.update(values, gradient, slots, lr=lr, step=state.updates)
+            optimizer.update(values, gradient, slots, lr=lr, step=state.updates, scale=scale)
         else:  # B is a part of what is stored: the rest must not move, neither by momentum nor by decay
             flat = support.flat
             part = {slot: array.reshape(-1)[flat] for slot, array in slots.items()}
             moved = values.reshape(-1)[flat]
-            optimizer.update(moved, gradient, part, lr=lr, step=state.updates)
+            optimizer.update(moved, gradient, part, lr=lr, step=state.updates, scale=scale)
             values.reshape(-1)[flat] = moved
             for slot, array in part.items():
                 slots[slot].reshape(-1)[flat] = array

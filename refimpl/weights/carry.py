@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 
+from refimpl.kernels import topology
 from refimpl.weights.support import Support
 
 
@@ -37,26 +38,47 @@ KEEP = CarryRule()
 class Exchange:
     """A change of one weight's support, and what happened to which entry.
 
+    It holds five or nine bytes for each entry: a flag for each old one, and for each new one where it comes from, which
+    all aligned arrays are carried by. The lists of positions are made when they are asked for.
+
     Attributes
     ----------
     old, new : Support
         The support before and after.
-    dropped : ndarray of int64
-        Flat positions that the drop criterion took out, ascending; a subset of ``old``.
-    grown : ndarray of int64
-        Flat positions that growth put in, ascending; a subset of ``new``, disjoint from what the drop kept. An entry in
-        both ``dropped`` and ``grown`` was *regrown*.
+    goes : ndarray of bool, shape (old.nnz,)
+        The entries that the drop criterion took out.
+    source : ndarray of int32 or int64, shape (new.nnz,)
+        Place among the old entries of one that was kept; −1 for one that growth put in; and −2 − its old place for one
+        that was dropped and grown back, that is, *regrown*.
     """
 
     old: Support
     new: Support
-    dropped: np.ndarray
-    grown: np.ndarray
+    goes: np.ndarray
+    source: np.ndarray
+
+    @property
+    def dropped(self) -> np.ndarray:
+        """Flat positions that the drop criterion took out, ascending, int64; a subset of ``old``."""
+        return topology.places(self.old, 0, self.old.nnz, ~self.goes)
+
+    @property
+    def grown(self) -> np.ndarray:
+        """Flat positions that growth put in, ascending, int64; a subset of ``new``, disjoint from what was kept."""
+        return topology.places(self.new, 0, self.new.nnz, self.source >= 0)
 
     @property
     def regrown(self) -> np.ndarray:
         """Flat positions that were dropped and grown back in this exchange."""
-        return np.intersect1d(self.dropped, self.grown, assume_unique=True)
+        return topology.places(self.new, 0, self.new.nnz, self.source >= topology.NEW)
+
+    def counts(self) -> dict[str, int]:
+        """Return how many entries were dropped, grown, and of these grown back, without listing them."""
+        return {
+            "dropped": int(np.count_nonzero(self.goes)),
+            "grown": int(np.count_nonzero(self.source < 0)),
+            "regrown": int(np.count_nonzero(self.source < topology.NEW)),
+        }
 
     @classmethod
     def of(cls, old: Support, dropped: np.ndarray, grown: np.ndarray) -> Exchange:
@@ -68,17 +90,20 @@ class Exchange:
             If a dropped entry is not stored, a grown one is stored and not dropped, or one of either stands in the list
             twice.
         """
-        dropped, grown = np.sort(dropped).astype(np.int64), np.sort(grown).astype(np.int64)
-        if (old.positions_of(dropped) < 0).any():
+        at = old.positions_of(np.asarray(dropped, np.int64))
+        if (at < 0).any():
             raise ValueError("an exchange can only drop entries that are stored")
-        if (np.diff(dropped) == 0).any():
+        goes = np.zeros(old.nnz, bool)
+        goes[at] = True
+        if np.count_nonzero(goes) != at.size:
             raise ValueError("an exchange can drop an entry once; the list of dropped entries holds one twice")
-        kept = np.setdiff1d(old.flat, dropped, assume_unique=True)
-        merged = np.concatenate([kept, grown])
-        merged.sort(kind="stable")  # two sorted runs: timsort merges them in one pass
-        if (np.diff(merged) == 0).any():
-            raise ValueError("an exchange can only grow entries that are not kept, each once")
-        return cls(old, Support(old.shape, merged), dropped, grown)
+        return cls.moving(old, goes, np.sort(np.asarray(grown, np.int64)))
+
+    @classmethod
+    def moving(cls, old: Support, goes: np.ndarray, grown: np.ndarray, *, ranked: bool = False) -> Exchange:
+        """Build the exchange from a flag for each old entry, and what grows; see :meth:`Support.exchanged`."""
+        new, source = old.exchanged(goes, grown, ranked=ranked)
+        return cls(old, new, goes, source)
 
     def carry(self, aligned: np.ndarray, rule: CarryRule = KEEP) -> np.ndarray:
         """Return an array aligned with ``new`` from one aligned with ``old``.
@@ -104,10 +129,4 @@ class Exchange:
             raise ValueError(
                 f"an array aligned with {self.old.nnz} entries is carried; got one of length {len(aligned)}"
             )
-        source = self.old.positions_of(self.new.flat)
-        if rule.regrown == "reset":
-            source[self.new.positions_of(self.regrown)] = -1
-        out = np.full((self.new.nnz, *aligned.shape[1:]), rule.grown, aligned.dtype)
-        stays = source >= 0
-        out[stays] = aligned[source[stays]]
-        return out
+        return topology.carry(self.source, aligned, rule.grown, rule.regrown == "reset")

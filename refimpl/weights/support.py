@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from refimpl.kernels import topology
+
 Shape = tuple[int, ...]
 
 
@@ -49,16 +51,62 @@ class Support:
         size = int(np.prod(shape))
         if positions.size and (positions[0] < 0 or positions[-1] >= size or (np.diff(positions) <= 0).any()):
             raise ValueError(f"the flat positions of a support must ascend strictly within 0..{size - 1}")
+        columns = size // shape[0] if shape[0] else 0
+        row_starts = np.arange(shape[0] + 1, dtype=np.int64) * columns
+        indptr = np.searchsorted(positions, row_starts).astype(np.int64)
+        indices = (positions - np.repeat(row_starts[:-1], np.diff(indptr))).astype(index_dtype(columns))
+        self._set(shape, indptr, indices)
+
+    def _set(self, shape: Shape, indptr: np.ndarray, indices: np.ndarray) -> None:
         self.shape = shape
-        self.matrix_shape = (shape[0], size // shape[0] if shape[0] else 0)
-        narrow = index_dtype(self.matrix_shape[1])
-        row, column = np.divmod(positions, max(self.matrix_shape[1], 1))
-        self.indices = column.astype(narrow)
-        self.indptr = np.zeros(shape[0] + 1, np.int64)
-        np.cumsum(np.bincount(row, minlength=shape[0]), out=self.indptr[1:])
-        for array in (self.indices, self.indptr):
+        self.matrix_shape = (shape[0], int(np.prod(shape[1:])) if shape[0] else 0)
+        self.indptr = indptr
+        self.indices = indices
+        for array in (indptr, indices):
             array.flags.writeable = False
         self.plans: dict[str, Any] = {}  # what the kernel tiers derive from the pattern, such as transposed twins
+
+    @classmethod
+    def _of_rows(cls, shape: Shape, indptr: np.ndarray, indices: np.ndarray) -> Support:
+        """Return the support of rows that are known to be in order."""
+        support = cls.__new__(cls)
+        support._set(shape, indptr, indices)
+        return support
+
+    def exchanged(self, goes: np.ndarray, grown: np.ndarray, *, ranked: bool = False) -> tuple[Support, np.ndarray]:
+        """Return the support without some of its entries and with others, in one pass over both.
+
+        Parameters
+        ----------
+        goes : ndarray of bool, shape (nnz,)
+            The entries that are taken out.
+        grown : ndarray of int64
+            What is put in, strictly ascending: flat positions or, where ``ranked``, numbers of free positions before
+            them, when what goes has gone.
+        ranked : bool
+
+        Returns
+        -------
+        support : Support
+        source : ndarray of int, shape (support.nnz,)
+            For each of its entries the place of it here; −2 − that place if it was taken out and put in again, −1 if
+            it was not stored.
+
+        Raises
+        ------
+        ValueError
+            If what is put in does not ascend strictly, lies outside the shape, or is kept.
+        """
+        indptr, indices, source = topology.exchange(self, goes, grown, ranked)
+        return self._of_rows(self.shape, indptr, indices), source
+
+    def entries_before(self, flat: int) -> int:
+        """Return how many stored entries lie at positions below ``flat``."""
+        if not 0 < flat < self.size:
+            return self.nnz if flat > 0 else 0
+        row, column = divmod(flat, self.matrix_shape[1])
+        low, high = self.indptr[row], self.indptr[row + 1]
+        return int(low + np.searchsorted(self.indices[low:high], column))
 
     @classmethod
     def full(cls, shape: Shape) -> Support:
@@ -105,10 +153,7 @@ class Support:
     @property
     def flat(self) -> np.ndarray:
         """Positions in C order, int64 of length nnz, ascending."""
-        flat = self.rows
-        flat *= self.matrix_shape[1]
-        flat += self.indices
-        return flat
+        return topology.places(self, 0, self.nnz)
 
     @cached_property
     def row_counts(self) -> np.ndarray:

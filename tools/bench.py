@@ -1,225 +1,230 @@
-"""Benchmarks: what a sparse training step costs beside a dense one.
+"""Benchmarks: what sparse training costs beside dense training, and beside other sparse libraries.
 
-    python tools/bench.py lstm --threads 1,2 --sparsity 0.67,0.9 --json lstm.json
-    python tools/bench.py memory
+    python tools/bench.py lstm --threads 1,2 --sparsity 0.67,0.9 --json lstm.json --plot lstm.png
+    python tools/bench.py products --models 1500x1500 --batch 20,128
+    python tools/bench.py scale --models 3000,30000,300000
 
-Candidates of a table take turns in one process; medians and ratios are printed. Peers that are not installed are left
-out and named.
+  lstm      training step of stacked LSTMs, layers x units
+  ptb       training step of the whole language model: embedding, LSTMs, decoder
+  mlp       training step of multilayer perceptrons, sizes of the layers
+  products  the products of one linear layer, outputs x inputs
+  topology  a RigL and a SET update beside a training step
+  scale     very wide perceptrons with SET, neurons in a hidden layer: time and memory
+  latency   import and first step
+  memory    what a training step of an LSTM layer holds
+
+A step is forward, backward, weight gradients on the support, clipping (lstm, ptb) and optimizer. Each table is measured
+in a process of its own, in which the candidates take turns; medians and ratios are printed. Where torch is installed,
+tables of training steps come twice: with the C library's allocator as installed, and tuned (torch-dense-tuned).
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
+import importlib.util
+import math
+import os
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-import numpy as np
+import bench_children
+import bench_peers
+from bench_task import Allocator, Record, Task, save_records
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from timing import interleaved, median_ms
-
-from refimpl.kernels import threads
-from refimpl.layers import lstm
-from refimpl.optim import SGD, clip_scale, global_norm, squared_norm
-from refimpl.rng import generator
-from refimpl.weights import Grads, Params, SparseWeight, Support, values_of
-
-STEPS, BATCH = 35, 20
-SPARSITIES = "0.5,0.67,0.8,0.9,0.95,0.98"
-MODELS = "2x1500,2x650,2x200"
+FORMATS = (".png", ".pdf", ".svg")
 
 
-def lstm_params(size: int, layers: int, density: float | None) -> Params:
-    """Return the weights of a stacked LSTM, dense if ``density`` is None."""
-    params: Params = {}
-    for k in range(layers):
-        for name in lstm.names(k):
-            rng = generator(0, name)
-            shape = (4 * size, size) if "weight" in name else (4 * size,)
-            bound = size**-0.5
-            if len(shape) == 1 or density is None:
-                params[name] = rng.uniform(-bound, bound, shape).astype(np.float32)
-            else:
-                flat = np.sort(
-                    rng.choice(shape[0] * shape[1], round(density * shape[0] * shape[1]), replace=False, shuffle=False)
-                )
-                support = Support(shape, flat)
-                params[name] = SparseWeight(support, rng.uniform(-bound, bound, support.nnz).astype(np.float32))
-    return params
+@dataclass(frozen=True)
+class Benchmark:
+    """What a benchmark takes, and how it is divided into tables."""
+
+    module: str
+    models: tuple[str, ...] = ("",)
+    form: str = ""
+    batches: tuple[int, ...] = (0,)
+    sparsity: tuple[float, ...] = (0.5, 0.67, 0.8, 0.9, 0.95, 0.98)
+    seconds: float = 10.0
+    peers: tuple[str, ...] = ()
+    allocators: bool = False
+    ratios: bool = False
 
 
-def lstm_step(params: Params, layers: int, x: np.ndarray, dy: np.ndarray) -> Callable[[], None]:
-    """Return a full training step: forward, backward, gradients on the support, clipping, SGD."""
-    size = dy.shape[1]
-    optimizer = SGD()
-    zero = lstm.zero_state(size, BATCH, np.float32)
-
-    def step() -> None:
-        y, caches, grads = x, [], {}
-        for k in range(layers):
-            y, _, cache = lstm.forward(params, k, y, zero)
-            caches.append(cache)
-        back: Any = dy
-        for k in reversed(range(layers)):
-            back = lstm.backward(back, caches[k], grads)
-        update(params, grads, optimizer)
-
-    return step
+LSTMS, NETWORKS = ("2x1500", "2x650", "2x200"), ("3072-4000-1000-4000-10", "784-300-100-10")
+BENCHMARKS = {
+    "lstm": Benchmark("bench_lstm", LSTMS, r"\d+x\d+", peers=("torch",), allocators=True, ratios=True),
+    "ptb": Benchmark("bench_ptb", LSTMS[:2], r"\d+x\d+", peers=("torch",), allocators=True, ratios=True),
+    "mlp": Benchmark("bench_mlp", NETWORKS, r"\d+(-\d+)+", peers=("torch",), allocators=True, ratios=True),
+    "products": Benchmark(
+        "bench_products", ("1500x1500", "6000x1500", "4096x4096"), r"\d+x\d+", (20, 32, 128, 700),
+        (0.5, 0.67, 0.8, 0.9, 0.95, 0.98, 0.99), peers=("torch", "sparse_dot_mkl", "sparseprop"), ratios=True,
+    ),
+    "topology": Benchmark("bench_elsewhere", sparsity=(0.67, 0.9, 0.98)),
+    "scale": Benchmark("bench_scale", ("3000", "30000"), r"\d+", (2, 128), sparsity=()),
+    "latency": Benchmark("bench_elsewhere", sparsity=(0.9,)),
+    "memory": Benchmark("bench_memory", ("1x1500",), r"1x\d+", sparsity=(0.5, 0.67, 0.9, 0.95, 0.98)),
+}  # fmt: skip
 
 
-def update(params: Params, grads: Grads, optimizer: SGD) -> None:
-    """Clip the gradients together and take a step."""
-    evaluated = {}
-    for name, gradient in grads.items():
-        weight = params[name]
-        if not isinstance(gradient, np.ndarray):
-            gradient = gradient.on(weight.support) if isinstance(weight, SparseWeight) else gradient.dense()
-        evaluated[name] = gradient
-    scale = clip_scale(global_norm(squared_norm(g) for g in evaluated.values()), 0.25)
-    for name, gradient in evaluated.items():
-        optimizer.update(values_of(params[name]), gradient * np.float32(scale), {}, lr=1e-3, step=1)
+def comma(kind: str, convert: Callable[[str], Any], accepted: Callable[[Any], bool]) -> Callable[[str], list[Any]]:
+    """Return a parser of comma-separated values, which says what it accepts."""
+
+    def parse(text: str) -> list[Any]:
+        try:
+            values = [convert(part) for part in text.split(",")]
+        except ValueError:
+            values = []
+        if not values or not all(accepted(value) for value in values):
+            raise argparse.ArgumentTypeError(f"got {text!r}; give {kind}, separated by commas")
+        return values
+
+    return parse
 
 
-def torch_step(size: int, layers: int, x: np.ndarray, dy: np.ndarray, count: int) -> Callable[[], None] | None:
-    """Return the same step in PyTorch, or None where it is not installed."""
+def positive(text: str) -> float:
+    """Parse a finite number above 0."""
     try:
-        import torch
-    except ImportError:
-        return None
-    torch.set_num_threads(count)
-    model = torch.nn.LSTM(size, size, layers)
-    inputs = torch.tensor(
-        np.ascontiguousarray(x.transpose(0, 2, 1)), requires_grad=True
-    )  # its gradient goes to the embedding
-    outer = torch.tensor(np.ascontiguousarray(dy.transpose(0, 2, 1)))
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-
-    def step() -> None:
-        optimizer.zero_grad()
-        inputs.grad = None
-        model(inputs)[0].backward(outer)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.25)
-        optimizer.step()
-
-    return step
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"got {text!r}; give a number above 0")
+    return value
 
 
-def bench_lstm(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Time a full training step of stacked LSTMs (batch 20, 35 steps), dense and at several sparsities."""
-    records = []
-    for model in args.models.split(","):
-        layers, size = (int(part) for part in model.split("x"))
-        rng = generator(0, "bench")
-        x, dy = (rng.standard_normal((STEPS, size, BATCH)).astype(np.float32) for _ in range(2))
-        dy *= np.float32(1e-4)
-        for count in args.threads:
-            threads.set_count(count)
-            steps: dict[tuple[str, float], Callable[[], None]] = {}
-            peer = torch_step(size, layers, x, dy, count)
-            if peer is None:
-                print("torch is not installed and left out (pip install 'refimpl[crosscheck]')")
-            else:
-                steps["torch-dense", 0.0] = peer
-            steps["numpy-dense", 0.0] = lstm_step(lstm_params(size, layers, None), layers, x, dy)
-            for sparsity in args.sparsity:
-                steps["refimpl", sparsity] = lstm_step(lstm_params(size, layers, 1 - sparsity), layers, x, dy)
-            with threads.one_blas_thread():
-                samples = interleaved({str(key): call for key, call in steps.items()}, seconds=args.seconds)
-            medians = {key: median_ms(samples[str(key)]) for key in steps}
-            table = f"LSTM {model}, batch {BATCH}, {STEPS} steps, {count} thread{'s' * (count > 1)}"
-            print_table(table, medians, ["torch-dense", "numpy-dense"])
-            records += [
-                {"case": f"lstm-{model}", "sparsity": sparsity, "threads": count, "implementation": name,
-                 "median_ms": medians[name, sparsity], "samples": len(samples[str((name, sparsity))])}
-                for name, sparsity in steps
-            ]  # fmt: skip
-    return records
+class Parser(argparse.ArgumentParser):
+    """A parser that answers a mistake in one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        """End the program with status 2."""
+        self.exit(2, f"bench.py: {message}\n")
 
 
-def print_table(title: str, medians: dict[tuple[str, float], float], peers: list[str]) -> None:
-    """Print the medians, and for each sparse step how many times longer the dense ones take."""
-    present = [peer for peer in peers if (peer, 0.0) in medians]
-    print(f"\n{title}")
-    print(f"{'implementation':16}{'sparsity':>9}{'ms':>10}" + "".join(f"{peer + ' /':>16}" for peer in present))
-    for (name, sparsity), ms in medians.items():
-        ratios = "".join(f"{medians[peer, 0.0] / ms:16.2f}" for peer in present)
-        print(f"{name:16}{sparsity:9.2f}{ms:10.2f}{ratios}", flush=True)
-
-
-MEMORY_CHILD = """
-import resource, sys, tracemalloc
-import numpy as np
-sys.path.insert(0, {folder!r})
-import bench
-from refimpl.kernels import memory
-size, density = {size}, {density}
-x, dy = (np.zeros((bench.STEPS, size, bench.BATCH), np.float32) for _ in range(2))
-tiny = bench.lstm_step(bench.lstm_params(64, 1, density), 1, x[:, :64], dy[:, :64])
-tiny()
-base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-tracemalloc.start()
-params = bench.lstm_params(size, 1, density)
-held = tracemalloc.get_traced_memory()[0]
-tracemalloc.reset_peak()
-step = bench.lstm_step(params, 1, x, dy)
-step(); step()
-peak = tracemalloc.get_traced_memory()[1]
-print(held, peak, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base) * 1024)
-"""
-
-
-def bench_memory(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Measure the memory of a training step of one LSTM layer, in a process of its own for each density."""
-    size = 1500
-    activations = (
-        4 * STEPS * BATCH * size * (4 + 4 + 1 + 1 + 1 + 1 + 1 + 1)
-    )  # gates, their gradients, x, dx, h, h_prev, c, dy
-    print(
-        f"one LSTM layer of {size} units, batch {BATCH}, {STEPS} steps, float32; "
-        f"a dense weight takes {16 * size * size / 2**20:.0f} MiB"
+def parser() -> Parser:
+    """Return the parser of the command line."""
+    plain = argparse.RawDescriptionHelpFormatter
+    out = Parser(description=__doc__, formatter_class=plain, allow_abbrev=False)
+    out.add_argument("benchmark", choices=list(BENCHMARKS), metavar="BENCHMARK", help="one of the above")
+    whole = comma("whole numbers from 1 on", int, lambda n: n >= 1)
+    fraction = comma("numbers from 0 to just below 1", float, lambda s: 0 <= s < 1)
+    out.add_argument("--threads", type=whole, metavar="N,...", help="numbers of threads, a table each (default: 1,2)")
+    out.add_argument("--sparsity", type=fraction, metavar="S,...", help="shares of the weights that are not there")
+    out.add_argument("--models", metavar="M,...", help="such as 2x1500,2x650; see above")
+    out.add_argument("--batch", type=whole, metavar="B,...", help="columns, a table each (default: the usual ones)")
+    out.add_argument(
+        "--seconds", type=positive, metavar="S", help="about how long each table is measured (default: 10)"
     )
-    print(
-        f"{'density':>8}{'weights MiB':>13}{'peak MiB':>10}{'of which activations':>22}{'rest, bytes a non-zero':>24}"
+    out.add_argument("--json", type=Path, metavar="FILE", help="write a list with one record a measurement")
+    out.add_argument(
+        "--plot", type=Path, metavar="FILE", help="draw the ratios over the density (lstm, ptb, mlp, products)"
     )
-    records = []
-    for density in (None, 0.5, 0.33, 0.1, 0.05, 0.02):
-        code = MEMORY_CHILD.format(folder=str(Path(__file__).parent), size=size, density=density)
-        out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-        held, peak, _ = (int(word) for word in out.split())
-        nnz = 8 * size * size * (density or 1)
-        rest = (peak - activations) / nnz
-        print(
-            f"{density or 1:8.2f}{held / 2**20:13.1f}{peak / 2**20:10.1f}{activations / 2**20:22.1f}{rest:24.1f}",
-            flush=True,
+    return out
+
+
+def processors() -> int:
+    """Return how many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def complaint(args: argparse.Namespace) -> str | None:
+    """Return what is wrong with the arguments, before anything is measured."""
+    benchmark = BENCHMARKS[args.benchmark]
+    if args.threads and max(args.threads) > processors():
+        return f"--threads {max(args.threads)}: this process may use {processors()} processors; give no more threads"
+    if args.models is not None:
+        if not benchmark.form:
+            return f"--models: the benchmark {args.benchmark} has no models to choose from; leave it out"
+        for model in args.models.split(","):
+            if not re.fullmatch(benchmark.form, model) or re.search(r"(?<!\d)0", model):
+                usual = ", ".join(benchmark.models)
+                return f"--models {model!r}: the benchmark {args.benchmark} takes models such as {usual}"
+    if args.batch is not None and benchmark.module == "bench_elsewhere":
+        return f"--batch: the benchmark {args.benchmark} has a batch of its own; leave it out"
+    if args.sparsity is not None and not benchmark.sparsity:
+        return f"--sparsity: in the benchmark {args.benchmark} it follows from the sizes; leave it out"
+    for option, path in (("--json", args.json), ("--plot", args.plot)):
+        if path is not None and not path.parent.is_dir():
+            return f"{option} {path}: there is no folder {path.parent}; make it first"
+        if path is not None and path.is_dir():
+            return f"{option} {path}: this is a folder; give the name of a file"
+    if args.plot is not None:
+        if not benchmark.ratios:
+            return f"--plot: the benchmark {args.benchmark} has no ratios to draw; leave it out"
+        if args.plot.suffix.lower() not in FORMATS:
+            return f"--plot {args.plot}: give a name that ends in {', '.join(FORMATS)}"
+        if importlib.util.find_spec("matplotlib") is None:
+            return "--plot: this needs matplotlib, which is not installed (pip install 'refimpl[plot]')"
+    own = Path(__file__).with_name(f"bench_{args.benchmark}.py")
+    if benchmark.module == "bench_elsewhere" and not own.is_file():
+        return f"the benchmark {args.benchmark} needs {own.name}, which is not beside this program"
+    return None
+
+
+def tasks(args: argparse.Namespace, peers: tuple[str, ...]) -> list[Task]:
+    """Divide a benchmark into tables."""
+    benchmark = BENCHMARKS[args.benchmark]
+    allocators: tuple[Allocator, ...] = ("default",)
+    if benchmark.allocators and "torch" in peers and sys.platform == "linux":
+        allocators = ("default", "tuned")
+    return [
+        Task(
+            args.benchmark, benchmark.module, model, batch, count, allocator,
+            tuple(args.sparsity or benchmark.sparsity), args.seconds or benchmark.seconds, peers,
         )
-        records.append({"case": "memory-lstm-1500", "density": density or 1, "weights_bytes": held, "peak_bytes": peak})
-    return records
+        for model in (args.models.split(",") if args.models else benchmark.models)
+        for batch in args.batch or benchmark.batches
+        for count in args.threads or [n for n in (1, 2) if n <= processors()]
+        for allocator in allocators
+    ]  # fmt: skip
 
 
-def numbers(convert: type) -> Callable[[str], list[Any]]:
-    """Return a parser of comma-separated numbers."""
-    return lambda text: [convert(part) for part in text.split(",")]
+def found_peers(benchmark: Benchmark) -> tuple[str, ...]:
+    """Return the peers that there are, and name those that are left out."""
+    there, missing = bench_peers.find(benchmark.peers, bench_children.environment(1))
+    for name, reason in missing.items():
+        print(f"left out: {name} {reason}", file=sys.stderr)
+    return tuple(there)
 
 
-def main() -> None:
+def tell_blas() -> None:
+    """Say so if the environment asks for slower BLAS kernels than these tables use."""
+    fastest, asked = bench_children.fastest_blas(), os.environ.get("OPENBLAS_CORETYPE")
+    if fastest and asked and asked != fastest:
+        print(
+            f"OPENBLAS_CORETYPE is {asked!r}; the tables use {fastest}, the fastest kernels for this machine",
+            file=sys.stderr,
+        )
+
+
+def main(words: Sequence[str] | None = None) -> int:
     """Run the benchmark that the command line names."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("benchmark", choices=["lstm", "memory"])
-    parser.add_argument("--threads", type=numbers(int), default="1,2", help="numbers of threads, such as 1,2")
-    parser.add_argument("--sparsity", type=numbers(float), default=SPARSITIES)
-    parser.add_argument("--models", default=MODELS, help="layers x units, such as 2x1500,2x650")
-    parser.add_argument("--seconds", type=float, default=10.0, help="about how long each table is measured")
-    parser.add_argument("--json", type=Path, help="write a list with one record a measurement")
-    args = parser.parse_args()
-    records = {"lstm": bench_lstm, "memory": bench_memory}[args.benchmark](args)
-    if args.json:
-        args.json.write_text(json.dumps(records, indent=1) + "\n")
+    args = (command := parser()).parse_args(words)
+    wrong = complaint(args)
+    if wrong:
+        command.error(wrong)
+    tell_blas()
+    records: list[Record] = []
+    try:
+        for task in tasks(args, found_peers(BENCHMARKS[args.benchmark])):
+            records += bench_children.run(task)
+            if args.json:  # after each table, so that nothing measured is lost
+                save_records(args.json, records)
+    except bench_children.ChildError as error:
+        print(f"bench.py: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    if args.plot:
+        import bench_plot
+
+        from refimpl import plots
+
+        plots.save(bench_plot.draw(records), args.plot)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -29,9 +29,10 @@ def case(dtype=np.float64, **changes) -> Case:
     return Case(**(usual | changes), dtype=dtype)
 
 
+@pytest.mark.parametrize("lead", [9, 30], ids=["rows where they lie", "rows end to end"])
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-def test_the_kernels_pass_where_the_mistakes_below_are_planted(check):
-    check(cpu, case())
+def test_the_kernels_pass_where_the_mistakes_below_are_planted(check, lead):
+    check(cpu, case(lead=(lead,)))
 
 
 def caught(*checks, tier=cpu, **changes) -> None:
@@ -49,7 +50,7 @@ def wrap(monkeypatch, owner, name, change) -> None:
 def test_a_forgotten_tile(monkeypatch):
     def last_left_out(tiles, *arguments):
         cut = tiles(*arguments)
-        return replace(cut, starts=cut.starts[:-1]) if len(cut.starts) > 1 else cut
+        return replace(cut, starts=cut.starts[:-1], ends=cut.ends[:-1]) if len(cut.starts) > 1 else cut
 
     wrap(monkeypatch, plan.Lines, "tiles", last_left_out)
     caught(check_matmul, check_matmul_t, check_matmul_t_sddmm)
@@ -89,23 +90,23 @@ def test_a_line_that_is_doubled(monkeypatch):
 
 
 @kernel(parallel=False)
-def dot_of_the_last_panel(quads, index, starts, bounds, y, x, out):
+def dot_of_the_last_panel(quads, index, starts, ends, apart, bounds, y, x, out):
     for p in range(x.shape[0]):
         for t in range(starts.shape[0]):
             for i in range(y.shape[1]):
                 dot_row(
                     quads, x.reshape(-1), p * x.shape[1], y.reshape(-1), p * y.shape[1] + i,
-                    index, starts[t, i], starts[t, i + 1], out, False,
+                    index, starts[t, i], ends[t, i], out, False,
                 )  # fmt: skip
 
 
 @kernel(parallel=False)
-def gather_of_the_last_tile(quads, values, index, starts, bounds, x, offset, out):
+def gather_of_the_last_tile(quads, values, index, starts, ends, apart, bounds, x, offset, out):
     for p in range(x.shape[0]):
         for t in range(starts.shape[0]):
             for i in range(out.shape[1]):
                 gather_row(
-                    quads, x.reshape(-1), p * x.shape[1], values, index, starts[t, i], starts[t, i + 1],
+                    quads, x.reshape(-1), p * x.shape[1], values, index, starts[t, i], ends[t, i],
                     out.reshape(-1), p * out.shape[1] + i, False, offset[i],
                 )  # fmt: skip
 
@@ -130,11 +131,15 @@ def test_a_forgotten_bias():
 def test_values_in_the_wrong_order(monkeypatch):
     monkeypatch.setattr(products, "in_tiles", lambda values, tiles: values)
     caught(check_matmul_t, check_matmul_t_sddmm)
+    check_matmul(cpu, case())  # its rows are read where they lie
+    caught(check_matmul, lead=(30,))
 
 
 def test_gradients_left_in_the_tiles_order(monkeypatch):
     monkeypatch.setattr(products, "from_tiles", lambda values, tiles: values)
     caught(check_matmul_t_sddmm)
+    check_sddmm(cpu, case())
+    caught(check_sddmm, lead=(30,))
 
 
 @pytest.mark.parametrize(("function", "place"), [("gather", 2), ("dot", 1), ("gather_dot", 2)])

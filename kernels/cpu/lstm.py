@@ -108,7 +108,7 @@ def cell_backward(  # type: ignore[no-untyped-def]
 
 @kernel
 def recur_forward(  # type: ignore[no-untyped-def]
-    quads, values, index, starts, lines, bounds, first, last, gates, recurrent, state, cells, hidden, previous
+    quads, values, index, starts, ends, lines, bounds, first, last, gates, recurrent, state, cells, hidden, previous
 ):  # fmt: skip
     """Run the recurrence of one layer, steps ``first <= t < last``.
 
@@ -130,7 +130,7 @@ def recur_forward(  # type: ignore[no-untyped-def]
             for tile in range(starts.shape[0]):
                 for j in range(4 * bounds[c], 4 * bounds[c + 1]):
                     gather_row(
-                        quads, state, t % 2 * size, values, index, starts[tile, j], starts[tile, j + 1],
+                        quads, state, t % 2 * size, values, index, starts[tile, j], ends[tile, j],
                         recurrent, lines[tile, j], tile > 0, values.dtype.type(0),
                     )  # fmt: skip
             for u in range(bounds[c], bounds[c + 1]):
@@ -143,7 +143,7 @@ def recur_forward(  # type: ignore[no-untyped-def]
 
 @kernel
 def recur_backward(  # type: ignore[no-untyped-def]
-    quads, values, index, starts, lines, bounds, first, last, gates, cells, dy, dh, dc, d_gates, d_step
+    quads, values, index, starts, ends, lines, bounds, first, last, gates, cells, dy, dh, dc, d_gates, d_step
 ):  # fmt: skip
     """Run the recurrence backward, steps ``last > t >= first``; "step" −1 is the product that is left at the end.
 
@@ -164,7 +164,7 @@ def recur_backward(  # type: ignore[no-untyped-def]
                     for j in range(bounds[c], bounds[c + 1]):
                         gather_row(
                             quads, d_step, (t + 1) % 2 * 4 * size, values, index,
-                            starts[tile, j], starts[tile, j + 1], dh, lines[tile, j], tile > 0, values.dtype.type(0),
+                            starts[tile, j], ends[tile, j], dh, lines[tile, j], tile > 0, values.dtype.type(0),
                         )  # fmt: skip
             if t >= 0:
                 for u in range(bounds[c], bounds[c + 1]):
@@ -266,7 +266,7 @@ def lstm_forward(
         for some in _passes(count, gates[0].nbytes):
             product.add(slice(q * count + some.start, q * count + some.stop))
             run(
-                recur_forward, quads(width), values, tiles.index, tiles.starts, tiles.lines, bounds,
+                recur_forward, quads(width), values, tiles.index, tiles.starts, tiles.ends, tiles.lines, bounds,
                 some.start * together, min(some.stop * together, steps), gates[q * count : (q + 1) * count],
                 recurrent, state, cells[q], hidden[q], previous[q], alone=chunks == 1,
             )  # fmt: skip
@@ -309,7 +309,7 @@ def lstm_backward(
         _write_rows(d_state, split_dh[q])
         for some in reversed(_passes(count, d_gates[0].nbytes)):
             run(
-                recur_backward, quads(width), values, tiles.index, tiles.starts, tiles.lines, bounds,
+                recur_backward, quads(width), values, tiles.index, tiles.starts, tiles.ends, tiles.lines, bounds,
                 some.start * together or -1, min(some.stop * together, steps), trace.gates[own], trace.cells[q],
                 split_dy[q], d_state, split_dc[q], d_gates[own], d_step, alone=chunks == 1,
             )  # fmt: skip

@@ -28,14 +28,17 @@ _CHUNKS_PER_THREAD = 4
 
 @dataclass(frozen=True)
 class Tiles:
-    """Lines cut into tiles, stored tile by tile so that a kernel reads values and indices straight on.
+    """Lines cut into tiles.
+
+    They are stored tile by tile, so that a kernel reads values and indices straight on; or, of rows, left where they
+    lie in the pattern, which costs the kernel some time and saves moving values to and fro.
 
     Attributes
     ----------
     index : ndarray of unsigned int, shape (nnz,)
         Places across, in the tiles' order.
-    starts : ndarray of int64, shape (tiles, lines + 1)
-        The entries of the ``j``-th line of tile ``t`` are ``starts[t, j] <= k < starts[t, j + 1]``.
+    starts, ends : ndarray of int64, shape (tiles, lines)
+        The entries of the ``j``-th line of tile ``t`` are ``starts[t, j] <= k < ends[t, j]``.
     lines : ndarray of int32, shape (tiles, lines), or None
         Which line comes ``j``-th in each tile; None if they come in order.
     place : ndarray of unsigned int, or None
@@ -47,9 +50,15 @@ class Tiles:
 
     index: np.ndarray
     starts: np.ndarray
-    lines: np.ndarray | None
-    place: np.ndarray | None
-    source: np.ndarray | None
+    ends: np.ndarray
+    lines: np.ndarray | None = None
+    place: np.ndarray | None = None
+    source: np.ndarray | None = None
+
+    @property
+    def apart(self) -> bool:
+        """Whether the lines of a tile do not follow each other in memory."""
+        return len(self.starts) > 1 and self.place is None and self.source is None
 
 
 class Job(NamedTuple):
@@ -77,34 +86,36 @@ class Lines:
         rows, columns = pattern.matrix_shape
         self.count, self.across = (columns, rows) if transposed else (rows, columns)
         self.nnz = int(self._index.size)
-        self._tiles: dict[tuple[int, int, int], Tiles] = {}
+        self._tiles: dict[tuple[int, int, int, bool], Tiles] = {}
         self._chunks: dict[tuple[int, int], np.ndarray] = {}
-        self._jobs: dict[tuple[int, int, int], Job] = {}
+        self._jobs: dict[tuple[int, int, int, bool], Job] = {}
 
     @cached_property
     def lengths(self) -> np.ndarray:
         """Number of entries of each line."""
         return np.bincount(self._index, minlength=self.count) if self.transposed else np.diff(self._pointer)
 
-    def job(self, width: int, itemsize: int, panels: int, flops_each: float) -> Job:
+    def job(self, width: int, itemsize: int, panels: int, flops_each: float, copied: bool = True) -> Job:
         """Return how to do this many operations for each non-zero and column; made once for each width."""
         count = chunk_count(flops_each * self.nnz * panels * width)
-        key = (width, itemsize, count)
+        key = (width, itemsize, count, copied)
         job = self._jobs.get(key)
         if job is None:
-            job = Job(quads(width), self.tiles(width * itemsize), self.chunks(count), count == 1)
+            job = Job(quads(width), self.tiles(width * itemsize, copied), self.chunks(count), count == 1)
             self._jobs[key] = job
         return job
 
-    def tiles(self, row_bytes: int) -> Tiles:
+    def tiles(self, row_bytes: int, copied: bool = True) -> Tiles:
         """Cut the lines into tiles: stretches of the other axis whose gathered rows fit in the level-1 cache.
 
         Parameters
         ----------
         row_bytes : int
             Of a gathered row.
+        copied : bool
+            Whether rows are stored tile by tile; columns always are.
         """
-        return self._cut(self._count(row_bytes, _TILE_BYTES, _LEAST), 0, 0)
+        return self._cut(self._count(row_bytes, _TILE_BYTES, _LEAST), 0, 0, copied or self.transposed)
 
     def sorted_tiles(self, row_bytes: int, chunks: int, groups: int = 1) -> Tiles:
         """Cut the lines into tiles, and sort the lines of each chunk of each tile by their length there.
@@ -120,7 +131,7 @@ class Lines:
         chunks, groups : int
             As in :meth:`chunks`: the ``j``-th lines of a chunk are ``groups`` times its bounds.
         """
-        return self._cut(self._count(row_bytes, _SORTED_TILE_BYTES, _SORTED_LEAST), chunks, groups)
+        return self._cut(self._count(row_bytes, _SORTED_TILE_BYTES, _SORTED_LEAST), chunks, groups, True)
 
     def _count(self, row_bytes: int, tile_bytes: int, least: int) -> int:
         wanted = -(-self.across * row_bytes // tile_bytes)
@@ -145,30 +156,43 @@ class Lines:
             self._chunks[key] = bounds
         return self._chunks[key]
 
-    def _cut(self, tiles: int, chunks: int, groups: int) -> Tiles:
-        key = (tiles, chunks, groups)
+    def _cut(self, tiles: int, chunks: int, groups: int, copied: bool) -> Tiles:
+        key = (tiles, chunks, groups, copied)
         if key not in self._tiles:
-            self._tiles[key] = self._made(tiles, chunks, groups)
+            self._tiles[key] = self._made(tiles, chunks, groups, copied)
         return self._tiles[key]
 
-    def _made(self, tiles: int, chunks: int, groups: int) -> Tiles:
+    def _made(self, tiles: int, chunks: int, groups: int, copied: bool) -> Tiles:
         if tiles == 1 and not self.transposed and not chunks:
-            return Tiles(self._index, self._pointer[None, :], None, None, None)
+            return Tiles(self._index, self._pointer[None, :-1], self._pointer[None, 1:])
         span = -(-self.across // tiles)
         lengths = np.zeros((tiles, self.count), np.int64)
         run(count_columns if self.transposed else count_rows, self._pointer, self._index, span, lengths)
+        if not copied:
+            bounds = np.empty((tiles + 1, self.count), np.int64)
+            bounds[0] = self._pointer[:-1]
+            np.cumsum(lengths, axis=0, out=bounds[1:])
+            bounds[1:] += bounds[0]
+            return Tiles(self._index, *_frozen(bounds[:-1], bounds[1:]))
         lines = None
         if chunks:
             lines = np.empty((tiles, self.count), np.int32)
             run(sort_lines, lengths, self.chunks(chunks, groups), groups, lines)
-        starts, first = np.empty((tiles, self.count + 1), np.int64), np.empty((tiles, self.count), np.int64)
-        run(lay_out, lengths, np.arange(self.count, dtype=np.int32)[None] if lines is None else lines, starts, first)
+        starts, ends, first = (np.empty((tiles, self.count), np.int64) for _ in range(3))
+        order = np.arange(self.count, dtype=np.int32)[None] if lines is None else lines
+        run(lay_out, lengths, order, starts, ends, first)
         index = memory.empty((self.nnz,), np.uint16 if self.across <= 1 << 16 else np.uint32)
         moves = memory.empty((self.nnz,), np.uint32 if self.nnz < 1 << 32 else np.uint64)
         run(fill_columns if self.transposed else fill_rows, self._pointer, self._index, span, first, index, moves)
-        for array in (index, starts):  # like the pattern's own: to Numba a writable array is another type
-            array.flags.writeable = False
-        return Tiles(index, starts, lines, None if self.transposed else moves, moves if self.transposed else None)
+        place, source = (None, moves) if self.transposed else (moves, None)
+        return Tiles(*_frozen(index, starts, ends), lines, place, source)
+
+
+def _frozen(*arrays: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Make arrays read-only like the pattern's own: to Numba that is another type, and another compilation."""
+    for array in arrays:
+        array.flags.writeable = False
+    return arrays
 
 
 class Plan:
@@ -179,10 +203,10 @@ class Plan:
         self.columns = Lines(pattern, transposed=True)
 
 
-@kernel
+@kernel(parallel=False)
 def count_rows(pointer, index, span, lengths):  # type: ignore[no-untyped-def]
     """Count the entries of each row in each tile of ``span`` columns; ``lengths`` (tiles, rows) starts as zeros."""
-    for i in prange(pointer.size - 1):
+    for i in range(pointer.size - 1):
         tile, edge = 0, span
         for k in range(pointer[i], pointer[i + 1]):
             while index[k] >= edge:
@@ -207,11 +231,11 @@ def fill_rows(pointer, index, span, first, tile_index, place):  # type: ignore[n
             place[k] = k + shift
 
 
-@kernel
+@kernel(parallel=False)
 def count_columns(pointer, index, span, lengths):  # type: ignore[no-untyped-def]
     """Count the entries of each column in each tile of ``span`` rows; ``lengths`` (tiles, columns) starts as zeros."""
     rows = pointer.size - 1
-    for tile in prange(lengths.shape[0]):
+    for tile in range(lengths.shape[0]):
         own = lengths[tile]
         for k in range(pointer[min(tile * span, rows)], pointer[min((tile + 1) * span, rows)]):
             own[index[k]] += 1
@@ -234,7 +258,7 @@ def fill_columns(pointer, index, span, first, tile_index, source):  # type: igno
                 source[to] = k
 
 
-@kernel
+@kernel(parallel=False)
 def sort_lines(lengths, bounds, groups, lines):  # type: ignore[no-untyped-def]
     """Sort the lines of each chunk of each tile by length: ``lines`` (tiles, lines), chunk after chunk.
 
@@ -243,7 +267,7 @@ def sort_lines(lengths, bounds, groups, lines):  # type: ignore[no-untyped-def]
     tiles, count = lengths.shape
     units = count // groups
     chunks = bounds.size - 1
-    for job in prange(tiles * chunks):
+    for job in range(tiles * chunks):
         tile, c = job // chunks, job % chunks
         longest = 0
         for group in range(groups):
@@ -264,17 +288,16 @@ def sort_lines(lengths, bounds, groups, lines):  # type: ignore[no-untyped-def]
 
 
 @kernel(parallel=False)
-def lay_out(lengths, lines, starts, first):  # type: ignore[no-untyped-def]
+def lay_out(lengths, lines, starts, ends, first):  # type: ignore[no-untyped-def]
     """Lay the lines of each tile end to end, in the order of ``lines`` (tiles, lines), or (1, lines) for all tiles."""
     tiles, count = lengths.shape
     before = 0
     for tile in range(tiles):
-        starts[tile, 0] = before
         for j in range(count):
             i = lines[min(tile, lines.shape[0] - 1), j]
-            first[tile, i] = before
+            starts[tile, j] = first[tile, i] = before
             before += lengths[tile, i]
-            starts[tile, j + 1] = before
+            ends[tile, j] = before
 
 
 def plan(pattern: Pattern) -> Plan:

@@ -15,18 +15,21 @@ from numba import prange
 from refimpl.kernels import dense, memory
 from refimpl.kernels.cpu.panels import are_panels, pack, unpack
 from refimpl.kernels.cpu.plan import Lines, Tiles, chunk_count, plan
-from refimpl.kernels.cpu.rows import dot_row, gather_dot_row, gather_row, row_sum
+from refimpl.kernels.cpu.rows import dot_row, fetch, gather_dot_row, gather_row, row_sum
 from refimpl.kernels.cpu.runtime import kernel, run
 from refimpl.kernels.cpu.vector import quads
 from refimpl.kernels.types import Pattern, SparseMatrix
 
+FEW_PANELS = 4  # for so few, rows are read where they lie; for more, it pays to lay each tile's rows end to end first
+_AHEAD = 4  # lines
+
 
 @kernel
-def gather(quads, values, index, starts, bounds, x, offset, out):  # type: ignore[no-untyped-def]
+def gather(quads, values, index, starts, ends, apart, bounds, x, offset, out):  # type: ignore[no-untyped-def]
     """``out[p, i] = offset[i] + sum over k in line i of values[k] * x[p, index[k]]``.
 
     x (P, across, w), offset (lines,), out (P, lines, w). Reads nnz · P rows of w numbers, of which a tile's stay in the
-    level-1 cache.
+    level-1 cache. ``apart`` tells that the lines of a tile do not follow each other in memory.
     """
     panels, across, _ = x.shape
     lines = out.shape[1]
@@ -36,14 +39,16 @@ def gather(quads, values, index, starts, bounds, x, offset, out):  # type: ignor
         p, c = job // chunks, job % chunks
         for t in range(starts.shape[0]):
             for i in range(bounds[c], bounds[c + 1]):
+                if apart:
+                    fetch(values, index, starts[t, min(i + _AHEAD, lines - 1)])
                 gather_row(
-                    quads, flat_x, p * across, values, index, starts[t, i], starts[t, i + 1],
+                    quads, flat_x, p * across, values, index, starts[t, i], ends[t, i],
                     flat_out, p * lines + i, t > 0, offset[i],
                 )  # fmt: skip
 
 
 @kernel
-def dot(quads, index, starts, bounds, y, x, out):  # type: ignore[no-untyped-def]
+def dot(quads, index, starts, ends, apart, bounds, y, x, out):  # type: ignore[no-untyped-def]
     """``out[k] = sum over p of <y[p, i], x[p, index[k]]>`` for the entries ``k`` of each line ``i``.
 
     y (P, lines, w), x (P, across, w), out (nnz,).
@@ -55,14 +60,16 @@ def dot(quads, index, starts, bounds, y, x, out):  # type: ignore[no-untyped-def
         for p in range(panels):
             for t in range(starts.shape[0]):
                 for i in range(bounds[c], bounds[c + 1]):
+                    if apart:
+                        fetch(out, index, starts[t, min(i + _AHEAD, lines - 1)])
                     dot_row(
-                        quads, flat_x, p * across, flat_y, p * lines + i, index, starts[t, i], starts[t, i + 1],
+                        quads, flat_x, p * across, flat_y, p * lines + i, index, starts[t, i], ends[t, i],
                         out, p > 0,
                     )  # fmt: skip
 
 
 @kernel
-def gather_dot(quads, values, index, starts, bounds, y, x, out, grad, add):  # type: ignore[no-untyped-def]
+def gather_dot(quads, values, index, starts, ends, bounds, y, x, out, grad, add):  # type: ignore[no-untyped-def]
     """Both backward products over columns: ``out = W^T y`` and ``grad[k] (+)= <x[j], y[index[k]]>``.
 
     y (P, across, w), x and out (P, lines, w), grad (nnz,) in the columns' order.
@@ -76,13 +83,13 @@ def gather_dot(quads, values, index, starts, bounds, y, x, out, grad, add):  # t
                 for j in range(bounds[c], bounds[c + 1]):
                     if p == 0 and not add:
                         gather_dot_row(
-                            quads, flat_y, 0, flat_x, j, values, index, starts[t, j], starts[t, j + 1],
+                            quads, flat_y, 0, flat_x, j, values, index, starts[t, j], ends[t, j],
                             grad, False, flat_out, t > 0,
                         )  # fmt: skip
                     else:
                         gather_dot_row(
                             quads, flat_y, p * across, flat_x, p * lines + j, values, index,
-                            starts[t, j], starts[t, j + 1], grad, True, flat_out, t > 0,
+                            starts[t, j], ends[t, j], grad, True, flat_out, t > 0,
                         )  # fmt: skip
 
 
@@ -162,16 +169,18 @@ class Product:
     def __init__(self, lines: Lines, values: np.ndarray, x: np.ndarray, offset: np.ndarray | None) -> None:
         self._lines = lines
         self._x = x
-        self._values = in_tiles(values, lines.tiles(x.shape[2] * x.itemsize))
+        self._copied = len(x) > FEW_PANELS
+        self._values = in_tiles(values, lines.tiles(x.shape[2] * x.itemsize, self._copied))
         self._offset = np.zeros(lines.count, x.dtype) if offset is None else offset
         self.y = memory.empty((x.shape[0], lines.count, x.shape[2]), x.dtype)
 
     def add(self, panels: slice) -> None:
         """Compute some panels of ``y``."""
         x = self._x[panels]
-        sizes, tiles, bounds, alone = self._lines.job(x.shape[2], x.itemsize, len(x), 2.0)
+        sizes, tiles, bounds, alone = self._lines.job(x.shape[2], x.itemsize, len(x), 2.0, self._copied)
         run(
-            gather, sizes, self._values, tiles.index, tiles.starts, bounds, x, self._offset, self.y[panels], alone=alone
+            gather, sizes, self._values, tiles.index, tiles.starts, tiles.ends, tiles.apart, bounds, x, self._offset,
+            self.y[panels], alone=alone,
         )  # fmt: skip
 
 
@@ -199,7 +208,7 @@ class Backward:
         own = dy[panels]
         sizes, tiles, bounds, alone = self._lines.job(own.shape[2], own.itemsize, len(own), 4.0)
         run(
-            gather_dot, sizes, self._values, tiles.index, tiles.starts, bounds, own,
+            gather_dot, sizes, self._values, tiles.index, tiles.starts, tiles.ends, bounds, own,
             self._x[panels], self.dx[panels], self._grad, self._begun, alone=alone,
         )  # fmt: skip
         self._begun = True
@@ -229,9 +238,9 @@ def matmul_t_panels(w: SparseMatrix, dy: np.ndarray) -> np.ndarray:
 def sddmm_panels(support: Pattern, dy: np.ndarray, x: np.ndarray) -> np.ndarray:
     """Return ``dY X^T`` on the support, of panels (P, R, w) and (P, C, w)."""
     rows = plan(support).rows
-    sizes, tiles, bounds, alone = rows.job(x.shape[2], x.itemsize, len(x), 2.0)
+    sizes, tiles, bounds, alone = rows.job(x.shape[2], x.itemsize, len(x), 2.0, len(x) > FEW_PANELS)
     out = memory.empty((rows.nnz,), x.dtype)
-    run(dot, sizes, tiles.index, tiles.starts, bounds, dy, x, out, alone=alone)
+    run(dot, sizes, tiles.index, tiles.starts, tiles.ends, tiles.apart, bounds, dy, x, out, alone=alone)
     return from_tiles(out, tiles)
 
 

@@ -20,7 +20,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from refimpl.kernels.cpu.vector import INT, QUAD, Place, Row, Rows, for_range
+from refimpl.kernels.cpu.vector import INT, INT32, QUAD, REGISTER_BYTES, Place, Row, Rows, for_range
 
 _REGISTERS = {True: 32, False: 16}  # with and without AVX-512
 
@@ -36,7 +36,8 @@ class Frame:
         first = self.types[1]
         dtype = (first[0] if isinstance(first, types.BaseTuple) else first).dtype
         element = ir.FloatType() if dtype == types.float32 else ir.DoubleType()
-        self.rows = Rows(builder, element, QUAD * len(self.types[0]))
+        self.wide = "+avx512f" in context.codegen()._tm_features
+        self.rows = Rows(builder, element, QUAD * len(self.types[0]), hide=self.wide)
 
     def pointer(self, position: int, offset: int | None = None) -> ir.Value:
         """Return the address of an array argument's first element, moved on by another argument."""
@@ -69,9 +70,8 @@ class Frame:
 
     def unrolled(self) -> int:
         """Return how many non-zeros to add up independently of each other: what there are registers for."""
-        wide = "+avx512f" in self.context.codegen()._tm_features
-        held = len(self.rows.cuts) if wide else 2 * len(self.rows.cuts)
-        return next(u for u in (8, 4, 2, 1) if u * held <= _REGISTERS[wide] * 5 // 8 or u == 1)
+        held = len(self.rows.cuts) * (1 if self.wide else 2)
+        return next(u for u in (8, 4, 2, 1) if u * held <= _REGISTERS[self.wide] * 5 // 8 or u == 1)
 
 
 @intrinsic(prefer_literal=True)
@@ -185,6 +185,29 @@ def gather_dot_row(typingctx, quads, y, base, x, at, values, index, start, end, 
         k, row = for_range(b, start, end, 4, first, four)
         _, row = for_range(b, k, end, 1, row, single)
         rows.store(row, out)
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+@intrinsic
+def fetch(typingctx, values, index, k):  # type: ignore[no-untyped-def]
+    """Ask for the values and indices from entry ``k`` on, some fifty of them, to be brought into the level-1 cache.
+
+    The lines of a tile that lie apart from each other are too short for the processor to see where the next begins.
+    """
+    signature = types.void(values, index, types.intp)
+
+    def generate(context, b, signature, arguments):  # type: ignore[no-untyped-def]
+        byte = ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [byte, INT32, INT32, INT32])
+        name = "llvm.prefetch.p0"
+        function = b.module.globals.get(name) or ir.Function(b.module, kind, name)
+        for array, kind_of, lines in zip(arguments, signature.args, (3, 2), strict=False):
+            start = context.make_array(kind_of)(context, b, array).data
+            at = b.bitcast(b.gep(start, [arguments[2]]), byte)
+            for line in range(lines):
+                b.call(function, [b.gep(at, [INT(line * REGISTER_BYTES)]), INT32(0), INT32(3), INT32(1)])
         return context.get_dummy_value()
 
     return signature, generate

@@ -49,9 +49,11 @@ class Rows:
     element : llvmlite.ir.FloatType or DoubleType
     width : int
         Numbers in a row: cut into full registers, then into halves of them, down to four numbers or fewer.
+    hide : bool
+        Whether the machine has AVX-512, whose registers hold what :meth:`load_scalars` hides.
     """
 
-    def __init__(self, builder: ir.IRBuilder, element: ir.Type, width: int) -> None:
+    def __init__(self, builder: ir.IRBuilder, element: ir.Type, width: int, hide: bool = False) -> None:
         self.b = builder
         self.element = element
         self.bytes = 4 if isinstance(element, ir.FloatType) else 8
@@ -63,6 +65,7 @@ class Rows:
             self.cuts.append((offset, lanes))
             offset += lanes
         self.width = width
+        self.hide = hide
         self.whole = whole_registers(width, self.bytes)
 
     # --- whole rows
@@ -175,9 +178,15 @@ class Rows:
     # --- scalars and addresses
 
     def load_scalars(self, pointer: ir.Value, count: int) -> ir.Value:
-        """Read ``count`` neighbouring numbers as one vector."""
+        """Read ``count`` neighbouring numbers as one vector, for :meth:`splat_lane`.
+
+        Loads are what the row kernels wait for. LLVM knows better and would load each lane anew, which costs a tenth
+        of the time; so an empty piece of assembly hides from it where the vector comes from.
+        """
         value = self.b.load(self.b.bitcast(pointer, ir.VectorType(self.element, count).as_pointer()))
         value.align = self.bytes
+        if self.hide and count * self.bytes >= 16:  # what a register can hold
+            value = self.b.asm(ir.FunctionType(value.type, [value.type]), "", "=v,0", [value], False)
         return value
 
     def splat_lane(self, vector: ir.Value, lane: int) -> Row:

@@ -20,6 +20,7 @@ from refimpl.kernels.cpu.vector import quads
 from refimpl.kernels.types import Pattern
 
 _TILE_BYTES = 40 << 10  # of the gathered panel: what the level-1 cache holds beside the stream of values and indices
+_SHORT = 64  # bytes of a row that leave a line so little to do that beginning it costs more
 _SORTED_TILE_BYTES = 24 << 10  # short rows: the stream is a greater share of what is read
 _LEAST = 20  # fewer entries of a line in a tile, and loading and storing its row costs more than the cache saves
 _SORTED_LEAST = 30
@@ -115,7 +116,8 @@ class Lines:
         copied : bool
             Whether rows are stored tile by tile; columns always are.
         """
-        return self._cut(self._count(row_bytes, _TILE_BYTES, _LEAST), 0, 0, copied or self.transposed)
+        least = _LEAST if row_bytes > _SHORT else 3 * _LEAST
+        return self._cut(self._count(row_bytes, _TILE_BYTES, least), 0, 0, copied or self.transposed)
 
     def sorted_tiles(self, row_bytes: int, chunks: int, groups: int = 1) -> Tiles:
         """Cut the lines into tiles, and sort the lines of each chunk of each tile by their length there.
@@ -173,7 +175,8 @@ class Lines:
             bounds[0] = self._pointer[:-1]
             np.cumsum(lengths, axis=0, out=bounds[1:])
             bounds[1:] += bounds[0]
-            return Tiles(self._index, *_frozen(bounds[:-1], bounds[1:]))
+            _freeze(bounds)
+            return Tiles(self._index, bounds[:-1], bounds[1:])
         lines = None
         if chunks:
             lines = np.empty((tiles, self.count), np.int32)
@@ -185,14 +188,14 @@ class Lines:
         moves = memory.empty((self.nnz,), np.uint32 if self.nnz < 1 << 32 else np.uint64)
         run(fill_columns if self.transposed else fill_rows, self._pointer, self._index, span, first, index, moves)
         place, source = (None, moves) if self.transposed else (moves, None)
-        return Tiles(*_frozen(index, starts, ends), lines, place, source)
+        _freeze(index, starts, ends)
+        return Tiles(index, starts, ends, lines, place, source)
 
 
-def _frozen(*arrays: np.ndarray) -> tuple[np.ndarray, ...]:
+def _freeze(*arrays: np.ndarray) -> None:
     """Make arrays read-only like the pattern's own: to Numba that is another type, and another compilation."""
     for array in arrays:
         array.flags.writeable = False
-    return arrays
 
 
 class Plan:

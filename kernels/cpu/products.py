@@ -15,13 +15,14 @@ from numba import prange
 from refimpl.kernels import dense, memory
 from refimpl.kernels.cpu.panels import are_panels, pack, unpack
 from refimpl.kernels.cpu.plan import Lines, Tiles, chunk_count, plan
-from refimpl.kernels.cpu.rows import dot_row, fetch, gather_dot_row, gather_row, row_sum
+from refimpl.kernels.cpu.rows import dot_row, fetch, gather_dot_row, gather_row, row_sum, scatter_dot_row
 from refimpl.kernels.cpu.runtime import kernel, run
 from refimpl.kernels.cpu.vector import quads
 from refimpl.kernels.types import Pattern, SparseMatrix
 
 FEW_PANELS = 4  # for so few, rows are read where they lie; for more, it pays to lay each tile's rows end to end first
 _AHEAD = 4  # lines
+NARROW_BYTES = 128  # of a lone panel's rows, up to which a second copy of them costs less than moving values to columns
 
 
 @kernel
@@ -91,6 +92,21 @@ def gather_dot(quads, values, index, starts, ends, bounds, y, x, out, grad, add)
                             quads, flat_y, p * across, flat_x, p * lines + j, values, index,
                             starts[t, j], ends[t, j], grad, True, flat_out, t > 0,
                         )  # fmt: skip
+
+
+@kernel(parallel=False)
+def scatter_dot(quads, values, index, pointer, y, x, out, grad):  # type: ignore[no-untyped-def]
+    """Both backward products over rows, of one panel: ``out = W^T y`` and ``grad[k] = <y[i], x[index[k]]>``.
+
+    y (1, rows, w), x and out (1, columns, w), grad (nnz,) in the pattern's order. Different rows add to one row of
+    ``out``, so one thread does all; but no value is moved.
+    """
+    flat_x, flat_y, flat_out = x.reshape(-1), y.reshape(-1), out.reshape(-1)
+    flat_out[:] = 0
+    for i in range(pointer.size - 1):
+        scatter_dot_row(
+            quads, flat_y, i, values, index, pointer[i], pointer[i + 1], flat_x, flat_out, grad
+        )  # fmt: skip
 
 
 @kernel
@@ -246,6 +262,10 @@ def sddmm_panels(support: Pattern, dy: np.ndarray, x: np.ndarray) -> np.ndarray:
 
 def backward_panels(w: SparseMatrix, dy: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return ``W^T dY`` on panels and ``dY X^T`` on the support."""
+    if len(x) == 1 and x.shape[2] * x.itemsize <= NARROW_BYTES:
+        support, dx, grad = w.support, memory.empty(x.shape, x.dtype), memory.empty(w.values.shape, x.dtype)
+        run(scatter_dot, quads(x.shape[2]), w.values, support.indices, support.indptr, dy, x, dx, grad)
+        return dx, grad
     step = Backward(w, x)
     step.add(dy, _ALL)
     return step.dx, step.gradient()

@@ -33,7 +33,7 @@ class Frame:
         self.args = arguments
         self.types = signature.args
         self.context = context
-        first = self.types[1]
+        first: Any = self.types[1]
         dtype = (first[0] if isinstance(first, types.BaseTuple) else first).dtype
         element = ir.FloatType() if dtype == types.float32 else ir.DoubleType()
         self.wide = "+avx512f" in context.codegen()._tm_features
@@ -46,7 +46,8 @@ class Frame:
 
     def row(self, position: int, number: ir.Value) -> Place:
         """Return the place of a numbered row of an array argument, or of a pair of arrays."""
-        kind, value, rows = self.types[position], self.args[position], self.rows
+        kind: Any = self.types[position]
+        value, rows = self.args[position], self.rows
         if not isinstance(kind, types.BaseTuple):
             return (self.b.gep(self._data(kind, value), [self.b.mul(number, INT(rows.width))]),)
         parts = [(0, rows.whole)] if len(kind) == 1 else [(0, rows.whole), (1, rows.width - rows.whole)]
@@ -185,6 +186,37 @@ def gather_dot_row(typingctx, quads, y, base, x, at, values, index, start, end, 
         k, row = for_range(b, start, end, 4, first, four)
         _, row = for_range(b, k, end, 1, row, single)
         rows.store(row, out)
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+@intrinsic
+def scatter_dot_row(typingctx, quads, dy, at, values, index, start, end, x, dx, grad):  # type: ignore[no-untyped-def]
+    """Both backward products of a row: ``dx[index[k]] += values[k] * dy[at]``, ``grad[k] = <dy[at], x[index[k]]>``."""
+    size = types.intp
+    signature = types.void(quads, dy, size, values, index, size, size, x, dx, grad)
+
+    def generate(context, b, signature, arguments):  # type: ignore[no-untyped-def]
+        f = Frame(context, b, signature, arguments)
+        rows, start, end = f.rows, arguments[5], arguments[6]
+        values, index, grad = f.pointer(3), f.pointer(4), f.pointer(9)
+        fixed = rows.load(f.row(1, arguments[2]))
+
+        def one(k: ir.Value) -> ir.Value:
+            j = f.index(index, k)
+            place = f.row(8, j)
+            rows.store(rows.fma(rows.splat(b.load(b.gep(values, [k]))), fixed, rows.load(place)), place)
+            return rows.dot(fixed, rows.load(f.row(7, j)))
+
+        def write(k: ir.Value, sums: ir.Value) -> Row:
+            b.store(sums, b.bitcast(b.gep(grad, [k]), sums.type.as_pointer())).align = rows.bytes
+            return []
+
+        k, _ = for_range(
+            b, start, end, 4, [], lambda k, _: write(k, rows.sum4(*(one(b.add(k, INT(u))) for u in range(4))))
+        )
+        for_range(b, k, end, 1, [], lambda k, _: write(k, rows.sum(one(k))))
         return context.get_dummy_value()
 
     return signature, generate

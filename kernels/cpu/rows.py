@@ -22,6 +22,7 @@ from numba.extending import intrinsic
 
 from refimpl.kernels.cpu.vector import INT, INT32, QUAD, REGISTER_BYTES, Place, Row, Rows, for_range
 
+_SPLIT: Any = types.BaseTuple  # the type of a pair of arrays
 _REGISTERS = {True: 32, False: 16}  # with and without AVX-512
 
 
@@ -33,8 +34,8 @@ class Frame:
         self.args = arguments
         self.types = signature.args
         self.context = context
-        first: Any = self.types[1]
-        dtype = (first[0] if isinstance(first, types.BaseTuple) else first).dtype
+        first = self.types[1]
+        dtype = (first[0] if isinstance(first, _SPLIT) else first).dtype
         element = ir.FloatType() if dtype == types.float32 else ir.DoubleType()
         self.wide = "+avx512f" in context.codegen()._tm_features
         self.rows = Rows(builder, element, QUAD * len(self.types[0]), hide=self.wide)
@@ -46,9 +47,8 @@ class Frame:
 
     def row(self, position: int, number: ir.Value) -> Place:
         """Return the place of a numbered row of an array argument, or of a pair of arrays."""
-        kind: Any = self.types[position]
-        value, rows = self.args[position], self.rows
-        if not isinstance(kind, types.BaseTuple):
+        kind, value, rows = self.types[position], self.args[position], self.rows
+        if not isinstance(kind, _SPLIT):
             return (self.b.gep(self._data(kind, value), [self.b.mul(number, INT(rows.width))]),)
         parts = [(0, rows.whole)] if len(kind) == 1 else [(0, rows.whole), (1, rows.width - rows.whole)]
         return tuple(

@@ -291,11 +291,8 @@ def lstm_backward(
     d_gates = memory.empty(trace.gates.shape, dy.dtype)
     count = len(d_gates) // parts
     _clear_unused(d_gates, count, steps, width)
-    split_dy, split_dh, split_dc = (
-        _split(dy, parts, width),
-        _split(dh, parts, width),
-        np.array(_split(dc, parts, width)),
-    )
+    split_dy, split_dh = _split(dy, parts, width), _split(dh, parts, width)
+    split_dc = np.array(_split(dc, parts, width))
     dh0 = memory.empty((parts, size, width), dy.dtype)
     d_state, d_step = _split_rows(size, width, dy.dtype), _split_rows(8 * size, width, dy.dtype)
     columns = plan(w_hh.support).columns

@@ -20,7 +20,8 @@ from refimpl.kernels.cpu.vector import quads
 from refimpl.kernels.types import Pattern
 
 _TILE_BYTES = 40 << 10  # of the gathered panel: what the level-1 cache holds beside the stream of values and indices
-_SHORT = 64  # bytes of a row that leave a line so little to do that beginning it costs more
+_SECOND_LEVEL_BYTES = 512 << 10
+_SHORT = 128  # bytes of a row: beginning a line anew then costs more than the level-1 cache saves
 _SORTED_TILE_BYTES = 24 << 10  # short rows: the stream is a greater share of what is read
 _LEAST = 20  # fewer entries of a line in a tile, and loading and storing its row costs more than the cache saves
 _SORTED_LEAST = 30
@@ -116,8 +117,12 @@ class Lines:
         copied : bool
             Whether rows are stored tile by tile; columns always are.
         """
-        least = _LEAST if row_bytes > _SHORT else 3 * _LEAST
-        return self._cut(self._count(row_bytes, _TILE_BYTES, least), 0, 0, copied or self.transposed)
+        copied |= self.transposed
+        if copied or row_bytes > _SHORT:
+            count = self._count(row_bytes, _TILE_BYTES, _LEAST)
+        else:
+            count = self._count(row_bytes, _SECOND_LEVEL_BYTES, 3 * _LEAST)
+        return self._cut(count, 0, 0, copied)
 
     def sorted_tiles(self, row_bytes: int, chunks: int, groups: int = 1) -> Tiles:
         """Cut the lines into tiles, and sort the lines of each chunk of each tile by their length there.

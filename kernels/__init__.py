@@ -173,28 +173,13 @@ def relu_backward(dy: np.ndarray, y: np.ndarray, out: np.ndarray | None = None) 
     return tier().relu_backward(dy, y, out)
 
 
-def sgd_step(
-    w: np.ndarray,
-    g: np.ndarray,
-    b: np.ndarray | None,
-    *,
-    lr: float,
-    momentum: float,
-    dampening: float,
-    nesterov: bool,
-    weight_decay: float,
-    scale: float,
-    first: bool,
-) -> None:
+def sgd_step(w: np.ndarray, g: np.ndarray, b: np.ndarray | None, **options: Any) -> None:
     """Take a step of SGD in place; see :func:`refimpl.kernels.rules.sgd_step`."""
     if b is None:
         checks.aligned(w, g)
     else:
         checks.aligned(w, g, b)
-    tier().sgd_step(
-        w, g, b, lr=lr, momentum=momentum, dampening=dampening, nesterov=nesterov, weight_decay=weight_decay,
-        scale=scale, first=first,
-    )  # fmt: skip
+    tier().sgd_step(w, g, b, **options)
 
 
 def adam_step(w: np.ndarray, g: np.ndarray, m: np.ndarray, v: np.ndarray, **options: Any) -> None:

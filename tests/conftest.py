@@ -1,10 +1,13 @@
 """Settings of the whole suite."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from refimpl import kernels
 
 # Deterministic in CI, so that a failure there can be repeated; random elsewhere. No deadline: kernels compile at first
 # use.
@@ -20,3 +23,13 @@ def data_folder() -> Path:
     if not folder:
         pytest.skip("REFIMPL_DATA names no folder with data sets")
     return Path(folder)
+
+
+@pytest.fixture(params=kernels.TIERS, scope="module")
+def tier(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Run every test of a file on each tier, on one thread: threads that meet cost more than such small work."""
+    count = kernels.threads.get()
+    kernels.threads.set_count(1)
+    with kernels.use(request.param):
+        yield request.param
+    kernels.threads.set_count(count)

@@ -1,12 +1,10 @@
 """The LSTM language model: its loss and every gradient as one layer, dropout, carried state, initial values."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 
-from refimpl import kernels
 from refimpl.layers import cross_entropy
 from refimpl.models.language_model import LanguageModel, States
 from refimpl.rng import Draws
@@ -19,14 +17,7 @@ DROPOUT: dict[str, float] = {
 }  # fmt: skip
 
 
-@pytest.fixture(params=kernels.TIERS, autouse=True, scope="module")
-def tier(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Run every test of this file on each tier, on one thread: threads that meet cost more than such small work."""
-    count = kernels.threads.get()
-    kernels.threads.set_count(1)
-    with kernels.use(request.param):
-        yield request.param
-    kernels.threads.set_count(count)
+pytestmark = pytest.mark.usefixtures("tier")
 
 
 def draw_states(rng: np.random.Generator, model: LanguageModel, batch: int) -> States:

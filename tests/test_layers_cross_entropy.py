@@ -1,7 +1,6 @@
 """Softmax cross-entropy and its decoder, tied and untied."""
 
 import tracemalloc
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -19,14 +18,7 @@ from refimpl.weights import Grads, Params, SparseWeight, Support
 COLUMNS = [(1, 1), (1, 4), (2, 2), (3, 1), (2, 3), (4, 2)]
 
 
-@pytest.fixture(params=kernels.TIERS, autouse=True, scope="module")
-def tier(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Run every test of this file on each tier, on one thread: threads that meet cost more than such small work."""
-    count = kernels.threads.get()
-    kernels.threads.set_count(1)
-    with kernels.use(request.param):
-        yield request.param
-    kernels.threads.set_count(count)
+pytestmark = pytest.mark.usefixtures("tier")
 
 
 def make_decoder(rng: np.random.Generator, *, words: int, hidden: int, columns: tuple[int, int], bias: bool) -> Layer:

@@ -1,26 +1,15 @@
 """Dropout, plain and locked."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refimpl import kernels
 from refimpl.layers import dropout
 from refimpl.rng import generator
 from refimpl.testing.layers import Layer, check_layer
 
-
-@pytest.fixture(params=kernels.TIERS, autouse=True, scope="module")
-def tier(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Run every test of this file on each tier, on one thread: threads that meet cost more than such small work."""
-    count = kernels.threads.get()
-    kernels.threads.set_count(1)
-    with kernels.use(request.param):
-        yield request.param
-    kernels.threads.set_count(count)
+pytestmark = pytest.mark.usefixtures("tier")
 
 
 def make_dropout(

@@ -1,12 +1,10 @@
 """The LSTM layer: the laws of every layer, carried state, weight drop."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 
-from refimpl import kernels
 from refimpl.layers import lstm
 from refimpl.rng import generator
 from refimpl.testing.layers import Layer, check_layer
@@ -18,14 +16,7 @@ COLUMNS = [(1, 1), (1, 4), (2, 2), (3, 1), (2, 3), (4, 2)]
 IH, HH, B_IH, B_HH = lstm.names(0)
 
 
-@pytest.fixture(params=kernels.TIERS, autouse=True, scope="module")
-def tier(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Run every test of this file on each tier, on one thread: threads that meet cost more than such small work."""
-    count = kernels.threads.get()
-    kernels.threads.set_count(1)
-    with kernels.use(request.param):
-        yield request.param
-    kernels.threads.set_count(count)
+pytestmark = pytest.mark.usefixtures("tier")
 
 
 def draw_params(rng: np.random.Generator, inputs: int, hidden: int) -> Params:

@@ -1,12 +1,10 @@
 """Linear maps and embeddings: the laws of every layer, and their definitions by loops."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 
-from refimpl import kernels
 from refimpl.layers import embedding, linear
 from refimpl.rng import generator
 from refimpl.testing.layers import Layer, check_layer
@@ -16,14 +14,7 @@ from refimpl.weights import SparseWeight, Support, add_to
 COLUMNS = [(1, 1), (1, 4), (2, 2), (3, 1), (2, 3), (4, 2)]
 
 
-@pytest.fixture(params=kernels.TIERS, autouse=True, scope="module")
-def tier(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Run every test of this file on each tier, on one thread: threads that meet cost more than such small work."""
-    count = kernels.threads.get()
-    kernels.threads.set_count(1)
-    with kernels.use(request.param):
-        yield request.param
-    kernels.threads.set_count(count)
+pytestmark = pytest.mark.usefixtures("tier")
 
 
 def make_linear(

@@ -1,6 +1,5 @@
 """The multilayer perceptron: every gradient as one layer, against torch, and what fills a panel never counts."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -8,9 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from refimpl import kernels
 from refimpl.kernels import memory
-from refimpl.models import make_model
 from refimpl.models.mlp import MLP
 from refimpl.optim import SGD
 from refimpl.testing.kernels import poison_pool
@@ -22,14 +19,7 @@ EPS = float(np.finfo(float).eps)
 BATCHES = [1, 2, 3, 4, 41, 130]
 
 
-@pytest.fixture(params=kernels.TIERS, autouse=True, scope="module")
-def tier(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Run every test of this file on each tier, on one thread: threads that meet cost more than such small work."""
-    count = kernels.threads.get()
-    kernels.threads.set_count(1)
-    with kernels.use(request.param):
-        yield request.param
-    kernels.threads.set_count(count)
+pytestmark = pytest.mark.usefixtures("tier")
 
 
 def draw(
@@ -299,11 +289,5 @@ def test_operands_that_do_not_fit() -> None:
         assert "\n" not in str(caught.value)
 
 
-def test_the_builder() -> None:
-    assert make_model("mlp", sizes=[4, 3, 2]) == MLP((4, 3, 2))
-    assert hash(make_model("mlp", sizes=[4, 3, 2])) == hash(MLP((4, 3, 2)))
-    assert make_model("language-model", vocabulary=5, embedding_size=2, hidden_size=3).specs()
-    with pytest.raises(ValueError, match=r"no model 'mpl' .did you mean 'mlp'.*; the names are language-model, mlp"):
-        make_model("mpl")
-    with pytest.raises(ValueError, match=r"mlp has no option 'size' .did you mean 'sizes'.*; its options are sizes"):
-        make_model("mlp", size=(3, 2))
+def test_sizes_may_be_a_list() -> None:
+    assert hash(MLP([4, 3, 2])) == hash(MLP((4, 3, 2)))  # type: ignore[arg-type]

@@ -101,8 +101,7 @@ def regroup(x: np.ndarray, panels: np.ndarray, lay: Layout, *, into: bool) -> No
     """Copy all columns of ``x`` (panels_in, F, columns) into our panels, or the other way."""
     simple = x.flags.c_contiguous and panels.flags.c_contiguous and x.dtype.kind == "f"
     if simple and lay.together > 1 and lay.columns % QUAD == 0:
-        arrays = (x, panels) if into else (panels, x)
-        run(into_panels if into else out_of_panels, quads(lay.columns), *arrays, alone=x.size < _SMALL)
+        run(copy_columns, quads(lay.columns), x, panels, into, alone=x.size < _SMALL)
         return
     for p in range(lay.panels_in):
         for q in range(lay.pieces):
@@ -113,8 +112,8 @@ def regroup(x: np.ndarray, panels: np.ndarray, lay: Layout, *, into: bool) -> No
 
 
 @kernel
-def into_panels(quads, x, panels):  # type: ignore[no-untyped-def]
-    """Copy ``x`` (P, F, columns) into panels that hold several of its own side by side."""
+def copy_columns(quads, x, panels, into):  # type: ignore[no-untyped-def]
+    """Copy ``x`` (P, F, columns) into panels that hold several of its own side by side, or out of them."""
     features, columns = x.shape[1:]
     width = panels.shape[2]
     together = width // columns
@@ -122,17 +121,8 @@ def into_panels(quads, x, panels):  # type: ignore[no-untyped-def]
     for p in prange(x.shape[0]):
         first = p // together * features * width + p % together * columns
         for f in range(features):
-            copy_row(quads, flat_x, (p * features + f) * columns, flat_panels, first + f * width)
-
-
-@kernel
-def out_of_panels(quads, panels, x):  # type: ignore[no-untyped-def]
-    """Copy panels that hold several of ``x``'s own side by side into it: the inverse of :func:`into_panels`."""
-    features, columns = x.shape[1:]
-    width = panels.shape[2]
-    together = width // columns
-    flat_x, flat_panels = x.reshape(-1), panels.reshape(-1)
-    for p in prange(x.shape[0]):
-        first = p // together * features * width + p % together * columns
-        for f in range(features):
-            copy_row(quads, flat_panels, first + f * width, flat_x, (p * features + f) * columns)
+            ours, theirs = (p * features + f) * columns, first + f * width
+            if into:
+                copy_row(quads, flat_x, ours, flat_panels, theirs)
+            else:
+                copy_row(quads, flat_panels, theirs, flat_x, ours)

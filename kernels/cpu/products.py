@@ -186,7 +186,7 @@ class Product:
         self._lines = lines
         self._x = x
         self._copied = len(x) > FEW_PANELS
-        self._values = in_tiles(values, lines.tiles(x.shape[2] * x.itemsize, self._copied))
+        self._values = in_tiles(values, lines.job(x.shape[2], x.itemsize, len(x), 2.0, self._copied).tiles)
         self._offset = np.zeros(lines.count, x.dtype) if offset is None else offset
         self.y = memory.empty((x.shape[0], lines.count, x.shape[2]), x.dtype)
 
@@ -212,7 +212,7 @@ class Backward:
 
     def __init__(self, w: SparseMatrix, x: np.ndarray) -> None:
         self._lines = plan(w.support).columns
-        self._tiles = self._lines.tiles(x.shape[2] * x.itemsize)
+        self._tiles = self._lines.job(x.shape[2], x.itemsize, len(x), 4.0).tiles
         self._values = in_tiles(w.values, self._tiles)
         self._grad = memory.empty(w.values.shape, x.dtype)
         self._x = x

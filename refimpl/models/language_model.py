@@ -10,7 +10,7 @@ import numpy as np
 
 from refimpl.layers import cross_entropy, dropout, embedding, linear, lstm
 from refimpl.rng import Draws, generator
-from refimpl.weights import Grads, Params, ParamSpec, SparseWeight, Support
+from refimpl.weights import Grads, Params, ParamSpec, Support, draw_uniform
 
 States = list[lstm.State]
 
@@ -113,10 +113,7 @@ class LanguageModel:
             if name == "decoder.bias":
                 params[name] = np.zeros(spec.shape, dtype)
                 continue
-            support = supports.get(name)
-            rng = generator(seed, f"init/{name}")
-            values = rng.uniform(-bound, bound, spec.shape if support is None else support.nnz).astype(dtype)
-            params[name] = values if support is None else SparseWeight(support, values)
+            params[name] = draw_uniform(generator(seed, f"init/{name}"), spec.shape, bound, dtype, supports.get(name))
         return params
 
     def zero_states(self, batch: int, dtype: Any) -> States:

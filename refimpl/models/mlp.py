@@ -12,7 +12,7 @@ import numpy as np
 from refimpl import kernels
 from refimpl.layers import linear, relu
 from refimpl.rng import generator
-from refimpl.weights import Grads, Params, ParamSpec, SparseWeight, Support
+from refimpl.weights import Grads, Params, ParamSpec, Support, draw_uniform
 
 
 @dataclass(frozen=True)
@@ -79,10 +79,7 @@ class MLP:
         params: Params = {}
         for name, spec in self.specs().items():
             bound = self.sizes[int(name.split(".")[1])] ** -0.5
-            support = supports.get(name)
-            rng = generator(seed, f"init/{name}")
-            values = rng.uniform(-bound, bound, spec.shape if support is None else support.nnz).astype(dtype)
-            params[name] = values if support is None else SparseWeight(support, values)
+            params[name] = draw_uniform(generator(seed, f"init/{name}"), spec.shape, bound, dtype, supports.get(name))
         return params
 
     def forward(self, params: Params, panels: np.ndarray) -> tuple[np.ndarray, list[linear.Cache]]:

@@ -3,7 +3,7 @@
 from refimpl.weights.carry import KEEP, CarryRule, Exchange
 from refimpl.weights.gradient import EmbeddingGrad, Gradient, Grads, LinearGrad, ScaledGrad, SumGrad, add_to
 from refimpl.weights.parameters import Params, ParamSpec
-from refimpl.weights.sparse import SparseWeight, Weight, density_of, support_of, values_of
+from refimpl.weights.sparse import SparseWeight, Weight, density_of, draw_uniform, support_of, values_of
 from refimpl.weights.support import Shape, Support, index_dtype
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "Weight",
     "add_to",
     "density_of",
+    "draw_uniform",
     "index_dtype",
     "support_of",
     "values_of",

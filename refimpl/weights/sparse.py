@@ -102,3 +102,9 @@ def support_of(weight: Weight) -> Support:
 def density_of(weight: Weight) -> float:
     """Return the fraction of a weight's entries that are stored, 1 for a dense one."""
     return weight.density if isinstance(weight, SparseWeight) else 1.0
+
+
+def draw_uniform(rng: np.random.Generator, shape: Shape, bound: float, dtype: Any, support: Support | None) -> Weight:
+    """Draw a weight from U(±bound): of a sparse one, only the values that exist; a dense array without a support."""
+    values = rng.uniform(-bound, bound, shape if support is None else support.nnz).astype(dtype)
+    return values if support is None else SparseWeight(support, values)

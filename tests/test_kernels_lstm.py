@@ -49,6 +49,15 @@ def test_a_layer_whose_lines_are_cut_into_tiles(dtype, batch):
         assert len(lines.sorted_tiles(width * np.dtype(dtype).itemsize, 1).starts) >= 2
 
 
+@pytest.mark.parametrize("size", [1, 16, 33])
+def test_a_window_in_several_passes(monkeypatch, size):
+    monkeypatch.setattr(cpu.lstm, "_PASS_BYTES", 1)
+    case = LSTMCase(size=size, inputs=7, steps=9, batch=20, density=0.4)
+    assert len(cpu.lstm._passes(3, 100)) == 3
+    check_lstm_forward(cpu, case)
+    check_lstm_backward(cpu, case)
+
+
 @TIERS
 @pytest.mark.parametrize("dense", ["", "ih", "hh", "ih hh"])
 def test_density_one_and_dense_weights_are_within_the_bound_of_one_reference(name, dense):

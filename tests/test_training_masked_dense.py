@@ -164,18 +164,20 @@ class StateCrossesEpochs(Trainer):
 class ClippedBeforePenalty(Trainer):
     """Clips the loss's gradient, and adds the method's own one afterwards."""
 
-    def _update(self, grads: Any) -> float:
-        extra = self.method.extra_gradient
-        self.method.extra_gradient = lambda name, params: None  # type: ignore[method-assign]
-        self._late = extra
+    def _update(self, grads: Any, number: int) -> float:
+        penalty, self.method.penalty = self.method.penalty, 0.0
+        self._late = penalty
         try:
-            return super()._update(grads)
+            return super()._update(grads, number)
         finally:
-            self.method.extra_gradient = extra  # type: ignore[method-assign]
+            self.method.penalty = penalty
 
     def _update_one(self, name: str, gradient: np.ndarray, *rest: Any) -> None:
-        more = self._late(name, self.state.params)
-        super()._update_one(name, gradient if more is None else gradient + more, *rest)
+        if name in self.method.counts:
+            self.method.penalty = self._late
+            gradient = gradient + self.method._penalty_gradient(name, self.state.params)
+            self.method.penalty = 0.0
+        super()._update_one(name, gradient, *rest)
 
 
 class NormAfterMask(Trainer):

@@ -34,6 +34,7 @@ def test_the_sets(case):
     assert exchange.dropped.tolist() == sorted(dropped)
     assert exchange.grown.tolist() == sorted(grown)
     assert set(exchange.regrown.tolist()) == dropped & grown
+    assert exchange.counts() == {"dropped": len(dropped), "grown": len(grown), "regrown": len(dropped & grown)}
     assert set(exchange.old.flat.tolist()) == old
     assert exchange.new.shape == exchange.old.shape
 

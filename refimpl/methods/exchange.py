@@ -21,7 +21,7 @@ from refimpl.methods.grow import BestCandidates, Candidates, Ranked, draw_ranks
 from refimpl.methods.pools import Pool, Segment, linked
 from refimpl.rng import generator
 from refimpl.weights.carry import Exchange
-from refimpl.weights.sparse import SparseWeight, Weight
+from refimpl.weights.sparse import SparseWeight, Weight, as_sparse
 from refimpl.weights.support import Support
 
 if TYPE_CHECKING:
@@ -147,59 +147,130 @@ def propose(
     ValueError
         If a tensor is not sparse, a score is NaN, or places run short.
     """
-    names = list(dict.fromkeys(segment.name for pool in pools for segment in pool.segments))
+    weights = _sparse(params, pools)
+    made: dict[str, Exchange] = {}
+    for group in linked(pools):
+        goes, want = {}, {}
+        for pool in group:
+            values = values_in(pool, weights)
+            goes[pool.label] = _flagged(drop, values, fraction, conventions)
+            kept = values.size - int(np.count_nonzero(goes[pool.label]))
+            n0 = initial_nnz[pool.label] if conventions.growth_target == "initial" else values.size
+            want[pool.label] = max(0, n0 - kept)
+        made |= _move(weights, group, goes, want, grow, forbid=conventions.regrow == "forbid")
+    return {name: made[name] for name in weights}
+
+
+def move(
+    params: Mapping[str, Weight],
+    pools: Sequence[Pool],
+    *,
+    goes: Mapping[str, np.ndarray],
+    want: Mapping[str, int],
+    grow: Grower | None = None,
+    conventions: Conventions,
+) -> dict[str, Exchange]:
+    """Take out of each pool the entries that are flagged, and put in as many others as are wanted.
+
+    Parameters
+    ----------
+    params : mapping of str to Weight
+        A dense array counts as a weight on its full support. Nothing in it is changed.
+    pools : sequence of Pool
+        Disjoint.
+    goes : mapping of str to ndarray of bool
+        For each pool, by label, a flag for each of its entries, in the order of :func:`values_in`.
+    want : mapping of str to int
+        How many places of each pool grow; a pool that is not named grows none.
+    grow : callable, optional
+        Chooses the places; needed if any is wanted.
+    conventions : Conventions
+        Of which ``regrow`` is read: whether what goes may come back at once.
+
+    Returns
+    -------
+    dict of str to Exchange
+        One for each tensor that the pools name, whether or not it changes.
+
+    Raises
+    ------
+    ValueError
+        If places run short, or the flags are not one for each entry.
+    """
+    weights = {name: as_sparse(params[name]) for name in _names(pools)}
+    made: dict[str, Exchange] = {}
+    for group in linked(pools):
+        made |= _move(weights, group, goes, want, grow, forbid=conventions.regrow == "forbid")
+    return {name: made[name] for name in weights}
+
+
+def values_in(pool: Pool, weights: Mapping[str, Weight]) -> np.ndarray:
+    """Return the stored values of a pool, its segments one after another; a view if there is only one."""
+    lists = []
+    for segment in pool.segments:
+        weight = as_sparse(weights[segment.name])
+        lists.append(weight.values[_Part.of(segment, weight.support).entries])
+    return lists[0] if len(lists) == 1 else np.concatenate(lists)
+
+
+def _names(pools: Sequence[Pool]) -> list[str]:
+    return list(dict.fromkeys(segment.name for pool in pools for segment in pool.segments))
+
+
+def _sparse(params: Mapping[str, Weight], pools: Sequence[Pool]) -> dict[str, SparseWeight]:
     weights: dict[str, SparseWeight] = {}
-    for name in names:
+    for name in _names(pools):
         weight = params.get(name)
         if not isinstance(weight, SparseWeight):
             raise ValueError(
                 f"{name} is no sparse weight, yet the method exchanges its connections; store it on a support"
             )
         weights[name] = weight
-    made: dict[str, Exchange] = {}
-    for group in linked(pools):
-        made |= _exchange(
-            weights, group, fraction=fraction, drop=drop, grow=grow, conventions=conventions, initial_nnz=initial_nnz
-        )
-    return {name: made[name] for name in names}
+    return weights
 
 
-def _exchange(
+def _move(
     weights: Mapping[str, SparseWeight],
     pools: Sequence[Pool],
+    goes: Mapping[str, np.ndarray],
+    want: Mapping[str, int],
+    grow: Grower | None,
     *,
-    fraction: float,
-    drop: Criterion,
-    grow: Grower,
-    conventions: Conventions,
-    initial_nnz: Mapping[str, int],
+    forbid: bool,
 ) -> dict[str, Exchange]:
     """Exchange the connections of pools that share tensors."""
-    goes = {s.name: np.zeros(weights[s.name].nnz, bool) for pool in pools for s in pool.segments}
-    parts = [[_Part.of(s, weights[s.name].support) for s in pool.segments] for pool in pools]
-    forbid = conventions.regrow == "forbid"
+    gone = {s.name: np.zeros(weights[s.name].nnz, bool) for pool in pools for s in pool.segments}
     growths = []
-    for pool, segments in zip(pools, parts):
-        values = [weights[part.segment.name].values[part.entries] for part in segments]
-        flags = _flagged(drop, values[0] if len(values) == 1 else np.concatenate(values), fraction, conventions)
-        at = 0
-        for part, own in zip(segments, values):
-            goes[part.segment.name][part.entries] = flags[at : at + own.size]
-            at += own.size
+    for pool in pools:
+        parts = [_Part.of(s, weights[s.name].support) for s in pool.segments]
+        flags, at = goes[pool.label], 0
+        for part in parts:
+            stored = part.entries.stop - part.entries.start
+            gone[part.segment.name][part.entries] = flags[at : at + stored]
+            at += stored
+        if flags.shape != (at,):
+            raise ValueError(f"there are {flags.size} flags for the {at} entries of {pool.label}; give one for each")
         kept = at - int(np.count_nonzero(flags))
-        n0 = initial_nnz[pool.label] if conventions.growth_target == "initial" else at
-        taken = partial(_taken, segments, weights, None if forbid else goes)
-        growths.append(Growth(pool, Candidates(pool.size, taken, at if forbid else kept), max(0, n0 - kept)))
+        taken = partial(_taken, parts, weights, None if forbid else gone)
+        growths.append(Growth(pool, Candidates(pool.size, taken, at if forbid else kept), want.get(pool.label, 0)))
 
-    grown: dict[str, list[np.ndarray | Ranked]] = {name: [] for name in goes}
-    for growth, chosen in zip(growths, grow(growths)):
+    grown: dict[str, list[np.ndarray | Ranked]] = {name: [] for name in gone}
+    for growth, chosen in zip(growths, _chosen(growths, grow)):
         first = growth.pool.segments[0]
         whole = len(growth.pool.segments) == 1 and (first.start, first.stop) == (0, weights[first.name].support.size)
         if whole and not forbid and isinstance(chosen, Ranked) and chosen.candidates is growth.candidates:
             grown[first.name].append(chosen)  # a tensor's own ranks, which need not become places first
         else:
             _scatter(growth.pool, chosen.places if isinstance(chosen, Ranked) else chosen, grown)
-    return {name: _moved(weights[name].support, goes[name], chosen) for name, chosen in grown.items()}
+    return {name: _moved(weights[name].support, gone[name], chosen) for name, chosen in grown.items()}
+
+
+def _chosen(growths: Sequence[Growth], grow: Grower | None) -> Sequence[np.ndarray | Ranked]:
+    if any(growth.want for growth in growths):
+        if grow is None:
+            raise ValueError("places are to grow but nothing chooses them; give grow")
+        return grow(growths)
+    return [np.empty(0, np.int64) for _ in growths]
 
 
 def _flagged(drop: Criterion, values: np.ndarray, fraction: float, conventions: Conventions) -> np.ndarray:

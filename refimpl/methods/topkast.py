@@ -47,7 +47,7 @@ from refimpl.weights.sparse import SparseWeight
 from refimpl.weights.support import Support
 
 if TYPE_CHECKING:
-    from refimpl.weights.gradient import Gradient
+    from refimpl.weights.gradient import Gradient, Grads
 
 
 @dataclass(frozen=True)
@@ -151,10 +151,15 @@ class TopKAST(BaseMethod):
         """Return B; only there may the optimizer change the weight."""
         return self._sets_of(name, params).backward if name in self.counts else None
 
-    def extra_gradient(self, name: str, params: Params) -> np.ndarray | None:
-        """Return the penalty's gradient, aligned with B."""
-        if not self.penalty or name not in self.counts:
-            return None
+    def pull(self, params: Params, grads: Grads) -> dict[str, np.ndarray]:
+        """Evaluate the gradients on B, and add the penalty's."""
+        pulled = super().pull(params, grads)
+        if self.penalty:
+            for name in self.counts:
+                pulled[name] = pulled[name] + self._penalty_gradient(name, params)
+        return pulled
+
+    def _penalty_gradient(self, name: str, params: Params) -> np.ndarray:
         sets, weight = self._sets_of(name, params), params[name]
         assert isinstance(weight, np.ndarray)
         gradient = weight.reshape(-1)[sets.backward_flat] * (self.penalty / self.density[name])

@@ -84,15 +84,18 @@ class LanguageModel:
         for k in range(self.layers):
             ih, hh, b_ih, b_hh = lstm.names(k)
             size = e if k == 0 else h
-            layer = f"rnn.{k}"
+            layer, below = f"rnn.{k}", f"rnn.{k - 1}" if k else "encoder"
             specs += [
-                ParamSpec(ih, (4 * h, size), "linear", True, gates, size, 4 * h, layer=layer),
-                ParamSpec(hh, (4 * h, h), "recurrent", True, gates, h, 4 * h, layer=layer),
+                ParamSpec(ih, (4 * h, size), "linear", True, gates, size, 4 * h, layer=layer, source=below),
+                ParamSpec(hh, (4 * h, h), "recurrent", True, gates, h, 4 * h, layer=layer, source=layer),
                 ParamSpec(b_ih, (4 * h,), "bias", blocks=gates, layer=layer),
                 ParamSpec(b_hh, (4 * h,), "bias", blocks=gates, layer=layer),
             ]
         if not self.tied:
-            specs.append(ParamSpec("decoder.weight", (v, h), "linear", True, fan_in=h, fan_out=v, layer="decoder"))
+            source = f"rnn.{self.layers - 1}"
+            specs.append(
+                ParamSpec("decoder.weight", (v, h), "linear", True, fan_in=h, fan_out=v, layer="decoder", source=source)
+            )
         specs.append(ParamSpec("decoder.bias", (v,), "bias", layer="decoder"))
         return {spec.name: spec for spec in specs}
 

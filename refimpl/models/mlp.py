@@ -59,7 +59,7 @@ class MLP:
             specs += [
                 ParamSpec(
                     weight, (outputs, inputs), "linear", True, fan_in=inputs, fan_out=outputs,
-                    input_gradient=k > 0, layer=layer,
+                    input_gradient=k > 0, layer=layer, source=f"layers.{k - 1}" if k else "",
                 ),
                 ParamSpec(bias, (outputs,), "bias", layer=layer),
             ]  # fmt: skip

@@ -163,6 +163,10 @@ def _gradients(case: Case) -> dict[str, ArrayGradient]:
     }
 
 
+def _bias_gradients(case: Case) -> dict[str, np.ndarray]:
+    return {name: case.array(spec, 2) for name, spec in case.specs.items() if not spec.prunable}
+
+
 def _exchange(method: Method, case: Case, params: Params) -> dict[str, Exchange]:
     """Run the exchange, and check that it left the parameters alone and repeats."""
     before = {name: (support_of(w), values_of(w).copy()) for name, w in params.items()}
@@ -200,8 +204,11 @@ def _check_sets(method: Method, case: Case, params: Params) -> None:
         dense = weight.dense() if isinstance(weight, SparseWeight) else weight
         picture = dense.reshape(-1)[forward.flat]
         assert np.array_equal(values_of(seen[name]).reshape(-1), picture), f"the view of {name} has other values"
-        extra = method.extra_gradient(name, params)
-        assert extra is None or extra.shape == (backward.nnz,), f"the penalty's gradient of {name} is not aligned"
+    pulled = method.pull(params, _gradients(case) | _bias_gradients(case))
+    for name, weight in params.items():
+        moved = method.update_support(name, params)
+        size = values_of(weight).size if moved is None else moved.nnz
+        assert pulled[name].size == size, f"the gradient of {name} is not aligned with what is updated"
 
 
 def _check_resume(make: Make, method: Method, case: Case, params: Params) -> None:

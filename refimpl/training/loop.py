@@ -24,6 +24,7 @@ from refimpl.training.build import make_learning_rate, make_method, make_model, 
 from refimpl.training.config import Config
 from refimpl.training.evaluate import mean_loss, perplexity
 from refimpl.training.metrics import MetricsWriter
+from refimpl.training.probe import LanguageProbe
 from refimpl.training.run_folder import RunFolder
 from refimpl.training.state import State, pack, unpack
 from refimpl.training.trainer import NonFiniteLossError, StepResult, Trainer
@@ -97,6 +98,8 @@ class Run:
             make_method(config, self.total_steps),
             optimizer,
             make_learning_rate(config, self.steps_per_epoch, self.total_steps),
+            probe=LanguageProbe(model, *self.windows[0], config.seed),
+            steps_per_epoch=self.steps_per_epoch,
             batch=options.batch_size,
             dtype=np.dtype(config.dtype),
             seed=config.seed,
@@ -189,9 +192,11 @@ class Run:
         trainer, state, options = self.trainer, self.state, self.config.optimizer
         evaluated = trainer.evaluated()
         loss = mean_loss(trainer.model, evaluated, self.corpus.valid, self.config.data.eval_batch_size)
-        if loss < state.best:
+        # A model that is still denser than was asked for is kept only until the next one.
+        if loss < state.best or not state.settled:
             state.best = loss
             self._save_best(evaluated, loss)
+        state.settled = trainer.method.settled(state.step)
         fires = (
             not state.averaging
             and trainer.averaging_optimizer is not None
@@ -235,7 +240,8 @@ class Run:
         return found
 
     def _lr(self) -> float:
-        return self.trainer.learning_rate(self.state.step - 1, self.state.epoch)  # of the step just taken
+        state = self.state  # of the step just taken
+        return self.trainer.learning_rate(state.step - 1 - state.origin_step, state.epoch - state.origin_epoch)
 
     # --- files
 

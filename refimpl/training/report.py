@@ -216,7 +216,8 @@ class _Frozen(BaseMethod):
         super().__init__(method.conventions)
         self.view = method.view  # type: ignore[method-assign]
         self.gradient_support = method.gradient_support  # type: ignore[method-assign]
-        self.extra_gradient = method.extra_gradient  # type: ignore[method-assign]
+        self.update_support = method.update_support  # type: ignore[method-assign]
+        self.pull = method.pull  # type: ignore[method-assign]
 
 
 def _rival(trainer: Trainer, method: BaseMethod, params: Params) -> Trainer:

@@ -27,6 +27,10 @@ class State:
         Hidden state of the training text.
     step, epoch, window : int
         Training steps done, epochs done, and windows done of the current epoch.
+    origin_step, origin_epoch : int
+        Learning rate, data and draws are those of a run that began here: 0, unless the method has rewound.
+    settled : bool
+        Whether the method had its density at the end of the last epoch.
     averaging : bool
         Whether the trigger has started the averaging optimizer.
     updates : int
@@ -47,6 +51,9 @@ class State:
     step: int = 0
     epoch: int = 0
     window: int = 0
+    origin_step: int = 0
+    origin_epoch: int = 0
+    settled: bool = True
     averaging: bool = False
     updates: int = 0
     history: list[float] = field(default_factory=list)
@@ -56,7 +63,10 @@ class State:
     flops: float = 0.0
 
 
-_COUNTERS = ("step", "epoch", "window", "averaging", "updates", "history", "best", "loss_sum", "loss_count", "flops")
+_COUNTERS = (
+    "step", "epoch", "window", "origin_step", "origin_epoch", "settled", "averaging", "updates", "history", "best",
+    "loss_sum", "loss_count", "flops",
+)  # fmt: skip
 
 
 def pack(state: State, method: BaseMethod) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

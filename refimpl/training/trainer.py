@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from refimpl.methods import BaseMethod
+from refimpl.methods.base import BaseMethod, Probe, Rewind
 from refimpl.models.language_model import LanguageModel
 from refimpl.optim import LeakingASGD, clip_scale, global_norm, squared_norm
 from refimpl.rng import Draws
@@ -49,6 +49,8 @@ class Trainer:
         Largest global norm of the gradient; 0 does not clip.
     seed : int
         Of all draws.
+    steps_per_epoch : int
+        Needed by methods that rewind.
     state : State
         Moved in place.
     """
@@ -64,6 +66,7 @@ class Trainer:
         averaging: AnyOptimizer | None = None,
         clip: float = 0.0,
         seed: int = 0,
+        steps_per_epoch: int = 1,
     ) -> None:
         self.model = model
         self.method = method
@@ -73,15 +76,18 @@ class Trainer:
         self.state = state
         self.clip = clip
         self.seed = seed
+        self.steps_per_epoch = steps_per_epoch
         self.specs = model.specs()
 
     @classmethod
     def begin(
         cls, model: LanguageModel, method: BaseMethod, optimizer: AnyOptimizer, learning_rate: LearningRate,
-        *, batch: int, dtype: Any, seed: int, **options: Any,
+        *, probe: Probe | None = None, batch: int, dtype: Any, seed: int, **options: Any,
     ) -> Trainer:  # fmt: skip
         """Return a trainer at step 0: supports chosen, values drawn, slots empty."""
-        params = model.init(seed, dtype, method.supports(model.specs(), seed=seed))
+        specs = model.specs()
+        params = model.init(seed, dtype, method.supports(specs, seed=seed))
+        params = method.start(params, specs, probe, seed=seed)
         state = State(params, {}, model.zero_states(batch, dtype))
         trainer = cls(model, method, optimizer, learning_rate, state, seed=seed, **options)
         trainer.fresh_slots()
@@ -106,7 +112,8 @@ class Trainer:
         state, method = self.state, self.method
         number = state.step + 1
         seen = method.view(state.params)
-        loss, grads, carried = self.model.loss_and_grads(seen, tokens, targets, state.carried, Draws(self.seed, number))
+        draws = Draws(self.seed, number - state.origin_step)
+        loss, grads, carried = self.model.loss_and_grads(seen, tokens, targets, state.carried, draws)
         if not np.isfinite(loss):
             raise NonFiniteLossError(self._where_not_finite(loss, number))
         exchanges: dict[str, Exchange] = {}
@@ -114,8 +121,9 @@ class Trainer:
         used, graded = self.used(seen), self.graded()
         state.flops += flops.step(self.specs, used, graded, tokens.size)
         state.flops += flops.dense_gradient(self.specs, self._graded_everywhere(number, graded), graded, tokens.size)
+        method.observe(state.params, grads, step=number)
         if not method.replaces_step(number):
-            norm = self._update(grads)
+            norm = self._update(grads, number)
         if method.exchange_due(step=number, epoch_end=False):
             promises = {name: g for name, g in grads.items() if not isinstance(g, np.ndarray)}
             exchanges = self._exchange(number, promises)
@@ -200,34 +208,26 @@ class Trainer:
             else:
                 self.state.slots[name] = optimizer.init(values_of(weight))
 
-    def _update(self, grads: Grads) -> float:
-        """Evaluate the gradients on B, clip them together, and let the optimizer move the values; return the norm."""
-        state = self.state
-        evaluated: dict[str, np.ndarray] = {}
-        supports: dict[str, Support] = {}
-        for name, weight in state.params.items():
-            gradient = grads[name]
-            support = self.method.gradient_support(name, state.params)
-            if support is not None:
-                supports[name] = support
-            evaluated[name] = _evaluate(gradient, weight, support)
-            extra = self.method.extra_gradient(name, state.params)
-            if extra is not None:
-                evaluated[name] = evaluated[name] + extra
+    def _update(self, grads: Grads, number: int) -> float:
+        """Pull the gradients back, clip them together, and let the optimizer move the values; return the norm."""
+        state, method = self.state, self.method
+        pulled = method.pull(state.params, grads)
         scale, norm = 1.0, float("nan")
         if self.clip:
-            norm = global_norm(self._squared(grads[name], evaluated[name]) for name in evaluated)
+            norm = global_norm(self._squared(grads.get(name), gradient) for name, gradient in pulled.items())
             scale = clip_scale(norm, self.clip)
         state.updates += 1
-        lr = self.learning_rate(state.step, state.epoch)
-        for name, gradient in evaluated.items():
-            self._update_one(name, gradient, supports.get(name), lr, grads[name], scale)
+        lr = self.learning_rate(state.step - state.origin_step, state.epoch - state.origin_epoch)
+        for name, gradient in pulled.items():
+            support = method.update_support(name, state.params)
+            self._update_one(name, gradient, support, lr * method.lr_scale(name), grads.get(name), scale)
+        method.adjust(state.params, step=number, lr=lr, seed=self.seed)
         return norm
 
-    def _squared(self, promise: np.ndarray | Gradient, evaluated: np.ndarray) -> float:
-        if self.method.conventions.clip_norm == "dense" and not isinstance(promise, np.ndarray):
+    def _squared(self, promise: np.ndarray | Gradient | None, pulled: np.ndarray) -> float:
+        if self.method.conventions.clip_norm == "dense" and not (promise is None or isinstance(promise, np.ndarray)):
             return sum(squared_norm(block) for _, block in promise.blocks())
-        return squared_norm(evaluated)
+        return squared_norm(pulled)
 
     def _update_one(
         self,
@@ -235,7 +235,7 @@ class Trainer:
         gradient: np.ndarray,
         support: Support | None,
         lr: float,
-        promise: np.ndarray | Gradient,
+        promise: np.ndarray | Gradient | None,
         scale: float,
     ) -> None:
         state = self.state
@@ -243,6 +243,7 @@ class Trainer:
         optimizer, values = self._optimizer_of(weight), values_of(weight)
         if isinstance(optimizer, LeakingASGD):
             assert isinstance(weight, SparseWeight)
+            assert promise is not None
             assert not isinstance(promise, np.ndarray)
             optimizer.update(
                 values, gradient, slots, lr=lr, step=state.updates, scale=scale,
@@ -260,17 +261,30 @@ class Trainer:
                 slots[slot].reshape(-1)[flat] = array
 
     def _exchange(self, number: int, gradients: dict[str, Gradient] | None) -> dict[str, Exchange]:
-        state = self.state
-        exchanges = self.method.exchange(state.params, step=number, seed=self.seed, gradients=gradients)
+        state, method = self.state, self.method
+        exchanges = method.exchange(state.params, step=number, seed=self.seed, gradients=gradients)
         rules = self.optimizer.carry_rules
         for name, exchange in exchanges.items():
-            weight = state.params[name]
-            assert isinstance(weight, SparseWeight)
-            values = exchange.carry(weight.values, self.method.conventions.value_rule)
-            state.params[name] = SparseWeight(exchange.new, values)
-            for slot, rule in rules.items():
-                state.slots[name][slot] = exchange.carry(state.slots[name][slot], rule)
+            values = method.values_after(name, state.params[name], exchange, step=number, seed=self.seed)
+            slots = state.slots[name]
+            carried = {slot: exchange.carry(slots[slot].reshape(-1), rule) for slot, rule in rules.items()}
+            becomes_dense = exchange.old.nnz < exchange.new.nnz == exchange.new.size
+            shape = exchange.new.shape if becomes_dense else values.shape
+            state.params[name] = values.reshape(shape) if becomes_dense else SparseWeight(exchange.new, values)
+            slots |= {slot: array.reshape(shape) for slot, array in carried.items()}
+        back = method.rewind(state.params, step=number)
+        if back is not None:
+            self._rewind(back, number)
         return exchanges
+
+    def _rewind(self, back: Rewind, number: int) -> None:
+        """Go on from an earlier step with other parameters: learning rate, data and draws as they then were."""
+        state = self.state
+        state.params = back.params
+        state.averaging, state.updates, state.history = False, 0, []
+        state.origin_epoch = state.epoch + 1 - back.step // self.steps_per_epoch
+        state.origin_step = number - back.step
+        self.fresh_slots()
 
     def _where_not_finite(self, loss: float, number: int) -> str:
         broken = [name for name, w in self.state.params.items() if not np.isfinite(values_of(w)).all()]
@@ -281,11 +295,3 @@ class Trainer:
         else:
             where = "all parameters are still finite, so the activations overflowed"
         return f"the loss is {loss} at step {number}: {where}; a smaller lr or a clip above 0 usually helps"
-
-
-def _evaluate(gradient: np.ndarray | Gradient, weight: object, support: Support | None) -> np.ndarray:
-    if isinstance(gradient, np.ndarray):
-        return gradient
-    if support is not None:
-        return gradient.on(support)
-    return gradient.on(weight.support) if isinstance(weight, SparseWeight) else gradient.dense()

@@ -3,7 +3,7 @@
 from refimpl.weights.carry import KEEP, CarryRule, Exchange
 from refimpl.weights.gradient import EmbeddingGrad, Gradient, Grads, LinearGrad, ScaledGrad, SumGrad, add_to
 from refimpl.weights.parameters import Params, ParamSpec
-from refimpl.weights.sparse import SparseWeight, Weight, density_of, draw_uniform, support_of, values_of
+from refimpl.weights.sparse import SparseWeight, Weight, as_sparse, density_of, draw_uniform, support_of, values_of
 from refimpl.weights.support import Shape, Support, index_dtype
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "Support",
     "Weight",
     "add_to",
+    "as_sparse",
     "density_of",
     "draw_uniform",
     "index_dtype",

@@ -41,6 +41,9 @@ class ParamSpec:
     layer : str
         Parameters that share a layer, such as the input and recurrent weights of one LSTM layer, have the same name
         here.
+    source : str
+        The layer whose units are this map's columns, that is, whose outputs it reads; empty where they are no layer's
+        (the inputs of the model) or the columns are no units. The recurrent weight of a layer reads the layer itself.
     """
 
     name: str
@@ -53,6 +56,7 @@ class ParamSpec:
     columns_per_sample: float = 1.0
     input_gradient: bool = True
     layer: str = ""
+    source: str = ""
 
     @property
     def size(self) -> int:

@@ -99,6 +99,11 @@ def support_of(weight: Weight) -> Support:
     return weight.support if isinstance(weight, SparseWeight) else Support.full(weight.shape)
 
 
+def as_sparse(weight: Weight) -> SparseWeight:
+    """Return a weight as a sparse one: a dense array on its full support, its values not copied."""
+    return weight if isinstance(weight, SparseWeight) else SparseWeight(Support.full(weight.shape), weight.reshape(-1))
+
+
 def density_of(weight: Weight) -> float:
     """Return the fraction of a weight's entries that are stored, 1 for a dense one."""
     return weight.density if isinstance(weight, SparseWeight) else 1.0

@@ -52,7 +52,12 @@ class DropAndGrow(BaseMethod):
         return drawn
 
     def exchange_due(self, *, step: int, epoch_end: bool, asgd_triggered: bool = False) -> bool:
-        """Ask the schedule; the epoch in which averaging starts is a convention (``trigger_epoch``)."""
+        """Ask the schedule; the epoch in which averaging starts is a convention (``trigger_epoch``).
+
+        With nothing to exchange none is due: at density 1 no step gives way to one.
+        """
+        if not self.pools:
+            return False
         if asgd_triggered and self.conventions.trigger_epoch == "skip":
             return False
         return self.when(step=step, epoch_end=epoch_end)

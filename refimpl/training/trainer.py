@@ -143,8 +143,9 @@ class Trainer:
         state.epoch += 1
         state.window = 0
         state.loss_sum, state.loss_count = 0.0, 0
-        first = state.carried[0].h
-        state.carried = self.model.zero_states(first.shape[1], first.dtype)
+        if state.carried:
+            first = state.carried[0].h
+            state.carried = self.model.zero_states(first.shape[1], first.dtype)
         return exchanges
 
     def start_averaging(self) -> None:

@@ -1,4 +1,4 @@
-"""Data to train on: text folders, an embedded default corpus, batches, and verified downloads.
+"""Data to train on: folders of text or images, an embedded default corpus, batches, and verified downloads.
 
 This package stands beside the rest of the library: it imports none of it and needs only NumPy and tqdm.
 """
@@ -7,6 +7,8 @@ from refimpl.datasets.batches import Windows, batchify, windows
 from refimpl.datasets.catalogue import CATALOGUE, RemoteDataset, RemoteFile
 from refimpl.datasets.default_corpus import load_default_corpus
 from refimpl.datasets.fetch import fetch
+from refimpl.datasets.image_files import load_image_folder
+from refimpl.datasets.images import ImageBatches, Images, Part, random_crop, random_flip
 from refimpl.datasets.text import EOS, UNK, Corpus, load_text_folder
 
 __all__ = [
@@ -14,12 +16,18 @@ __all__ = [
     "EOS",
     "UNK",
     "Corpus",
+    "ImageBatches",
+    "Images",
+    "Part",
     "RemoteDataset",
     "RemoteFile",
     "Windows",
     "batchify",
     "fetch",
     "load_default_corpus",
+    "load_image_folder",
     "load_text_folder",
+    "random_crop",
+    "random_flip",
     "windows",
 ]

@@ -1,8 +1,8 @@
 """Where the published data sets lie, and the size and sha256 of every file.
 
 The checksums are those that TensorFlow Datasets and Hugging Face publish, or that were measured on files
-whose git blob ids equal the pinned ones. Penn Treebank is LDC's and CIFAR-10 states no licence: neither may
-be passed on. WikiText-2 is CC BY-SA.
+whose git blob ids equal the pinned ones. Penn Treebank is LDC's, and
+CIFAR-10 and CIFAR-100 state no licence: none of them may be passed on. WikiText-2 is CC BY-SA.
 """
 
 from dataclasses import dataclass
@@ -161,6 +161,20 @@ CATALOGUE: dict[str, RemoteDataset] = {
                 *(f"data_batch_{i}.bin" for i in range(1, 6)),
                 "test_batch.bin",
             )
+        ),
+    ),
+    "cifar-100": RemoteDataset(
+        (
+            RemoteFile(
+                "cifar-100-binary.tar.gz",
+                168513733,
+                "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
+                tuple(f"{base}/cifar-100-binary.tar.gz" for base in _CIFAR),
+            ),
+        ),
+        tuple(
+            f"cifar-100-binary/{name}"
+            for name in ("coarse_label_names.txt", "fine_label_names.txt", "train.bin", "test.bin")
         ),
     ),
 }

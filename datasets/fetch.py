@@ -53,7 +53,7 @@ def fetch(
 
     Parameters
     ----------
-    name : {"ptb", "wikitext-2", "mnist", "fashion-mnist", "cifar-10"}
+    name : {"ptb", "wikitext-2", "mnist", "fashion-mnist", "cifar-10", "cifar-100"}
         Data set: a key of `catalogue`.
     folder : path
         Where the files go; it is made if it does not exist.
@@ -70,7 +70,7 @@ def fetch(
     Returns
     -------
     list of Path
-        The data set's files: those downloaded, or for an archive (cifar-10) those unpacked from it. An
+        The data set's files: those downloaded, or for an archive (CIFAR) those unpacked from it. An
         archive stays beside them; without it the next call would download it again.
 
     Raises

@@ -1,11 +1,11 @@
-"""Figures of runs: loss, perplexity, density of the gates, and how many weights each exchange moved.
+"""Figures of runs: loss, perplexity or accuracy, density of the gates, and how many weights each exchange moved.
 
 matplotlib is imported when a figure is drawn; it comes with ``pip install 'refimpl[plot]'``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,8 +38,9 @@ class History:
     ----------
     label : str
         Name in legends.
-    train_loss, valid_loss, valid_perplexity : Series
-        In nats for each predicted token: of single steps, and at the ends of epochs.
+    train_loss, valid_loss, valid_perplexity, valid_accuracy : Series
+        In nats for each predicted token or image: of single steps, and at the ends of epochs. A language model has no
+        accuracy, and a classifier no perplexity.
     gates : dict of str to dict of str to Series
         Weight name, then gate, to its density.
     updates : dict of str to Series
@@ -53,6 +54,7 @@ class History:
     train_loss: Series
     valid_loss: Series
     valid_perplexity: Series
+    valid_accuracy: Series
     gates: dict[str, dict[str, Series]]
     updates: dict[str, Series]
     averaging_from: int | None = None
@@ -78,7 +80,8 @@ class History:
             label,
             _series(steps, "loss"),
             _series(epochs, "valid_loss"),
-            _series(epochs, "valid_perplexity"),
+            _series([r for r in epochs if "valid_perplexity" in r], "valid_perplexity"),
+            _series([r for r in epochs if "valid_accuracy" in r], "valid_accuracy"),
             {
                 name: {
                     gate: _points((r["step"], r.get("gate_density", {}).get(name, {}).get(gate)) for r in epochs)
@@ -112,8 +115,8 @@ def read_run(path: str | Path) -> History:
 def draw(runs: Sequence[History]) -> Any:
     """Draw runs into one figure.
 
-    Loss and perplexity have a colour for each run; in the panels of gates and of updates a colour stands for the gate
-    or the kind, and a line's style for the run.
+    Loss, perplexity and accuracy have a colour for each run; in the panels of gates and of updates a colour stands for
+    the gate or the kind, and a line's style for the run.
 
     Returns
     -------
@@ -131,19 +134,23 @@ def draw(runs: Sequence[History]) -> Any:
         raise ValueError("no run is given; give at least one")
     figure_module = require("matplotlib.figure", "plot")
     weights = list(dict.fromkeys(name for run in runs for name in run.gates))
-    rows = 1 + -(-(len(weights) + 1) // 2)
+    measures = [name for name, of in _MEASURES.items() if any(of.series(run).step.size for run in runs)]
+    measures = measures or ["perplexity"]
+    count = 2 + len(measures) + len(weights)
+    rows = -(-count // 2)
     figure = figure_module.Figure(figsize=(11, 3.1 * rows), layout="constrained")
     axes = figure.subplots(rows, 2, squeeze=False).reshape(-1)
     _draw_loss(axes[0], runs)
-    _draw_perplexity(axes[1], runs)
-    for axis, name in zip(axes[2:], weights):
+    for axis, measure in zip(axes[1:], measures):
+        _MEASURES[measure].draw(axis, runs)
+    for axis, name in zip(axes[1 + len(measures) :], weights):
         _draw_gates(axis, name, runs)
-    _draw_updates(axes[2 + len(weights)], runs)
-    for axis in axes[: 3 + len(weights)]:
+    _draw_updates(axes[count - 1], runs)
+    for axis in axes[:count]:
         axis.set_xlabel("training step")
         axis.grid(alpha=0.25)
         axis.set_xlim(0, max(_last_step(run) for run in runs) * 1.02)
-    for axis in axes[3 + len(weights) :]:
+    for axis in axes[count:]:
         axis.set_axis_off()
     figure.suptitle(runs[0].label if len(runs) == 1 else f"{len(runs)} runs")
     return figure
@@ -182,13 +189,16 @@ def _draw_loss(axis: Any, runs: Sequence[History]) -> None:
         if run.averaging_from is not None:
             axis.axvline(run.averaging_from, color=colour, linestyle=":", linewidth=1)
     dotted = " (dotted: averaging begins)" if any(run.averaging_from for run in runs) else ""
-    axis.set(title=f"Loss{dotted}", ylabel="nats per token")
+    units = [unit for unit, some in (("token", _texts(runs)), ("image", _images(runs))) if some] or ["token"]
+    axis.set(title=f"Loss{dotted}", ylabel=f"nats per {' or '.join(units)}")
     axis.legend(fontsize=8)
 
 
 def _draw_perplexity(axis: Any, runs: Sequence[History]) -> None:
     for k, run in enumerate(runs):
         step, value = run.valid_perplexity
+        if not step.size and _images([run]):
+            continue
         label = run.label
         if np.isfinite(value).any():
             best = int(np.nanargmin(value))
@@ -204,6 +214,39 @@ def _draw_perplexity(axis: Any, runs: Sequence[History]) -> None:
         axis.yaxis.set_major_formatter(ticker.StrMethodFormatter("{x:.0f}"))
         axis.yaxis.set_minor_locator(ticker.NullLocator())
     axis.legend(fontsize=8)
+
+
+def _draw_accuracy(axis: Any, runs: Sequence[History]) -> None:
+    for k, run in enumerate(runs):
+        step, value = run.valid_accuracy
+        if step.size:
+            best = int(np.nanargmax(value))
+            axis.plot(step[best], value[best], marker="*", markersize=11, color=f"C{k}")
+            label = f"{run.label}, best {value[best]:.4f}"
+            axis.plot(step, value, color=f"C{k}", marker="o", markersize=3.5, linewidth=1.3, label=label)
+    axis.set(title="Validation accuracy", ylabel="fraction of the images")
+    axis.legend(fontsize=8)
+
+
+class _Measure(NamedTuple):
+    """A score with a panel of its own."""
+
+    series: Callable[[History], Series]
+    draw: Callable[[Any, Sequence[History]], None]
+
+
+_MEASURES = {
+    "perplexity": _Measure(lambda run: run.valid_perplexity, _draw_perplexity),
+    "accuracy": _Measure(lambda run: run.valid_accuracy, _draw_accuracy),
+}
+
+
+def _texts(runs: Sequence[History]) -> bool:
+    return any(run.valid_perplexity.step.size for run in runs)
+
+
+def _images(runs: Sequence[History]) -> bool:
+    return any(run.valid_accuracy.step.size for run in runs)
 
 
 def _draw_gates(axis: Any, name: str, runs: Sequence[History]) -> None:

@@ -29,7 +29,10 @@ from refimpl.training.start import resume, start
 from refimpl.weights import SparseWeight, values_of
 
 Capture = pytest.CaptureFixture[str]
-COMMANDS = ("train", "recipes", "eval", "sample", "plot", "fetch", "info", "export", "import")
+COMMANDS = (
+    "train", "recipes", "methods", "compare", "conventions", "flops", "eval", "sample", "plot", "fetch", "info",
+    "export", "import",
+)  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -66,7 +69,7 @@ def test_the_list_of_commands_is_quick_and_complete(capsys: Capture) -> None:
     )
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert process.returncode == 0, process.stderr
-    assert all(re.search(rf"^    {name} ", process.stdout, re.M) for name in COMMANDS)
+    assert all(re.search(rf"^    {name}\b", process.stdout, re.M) for name in COMMANDS)
     assert tuple(CATALOGUE) == DATASETS  # written down so that help need not import them
     assert make_parser().prog == "refimpl"
 
@@ -84,10 +87,12 @@ def test_eval_gives_the_figures_of_the_report(run: Run, capsys: Capture) -> None
     again = resume("run")
     for weight in again.state.params.values():
         values_of(weight)[...] = 0  # it is the best checkpoint that counts, not the last state
-    found = report(again, repeats=0).perplexity
+    found = report(again, repeats=0).scores
     again.close()
     out = capsys.readouterr().out
-    assert f"validation perplexity {found.valid:.4f}, test perplexity {found.test:.4f}" in out
+    assert (
+        f"validation perplexity {found.valid['perplexity']:.4f}, test perplexity {found.test['perplexity']:.4f}" in out
+    )
     assert run.corpus.sha256 in out
     assert tree(Path("run")) == before
 

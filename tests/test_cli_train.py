@@ -22,7 +22,7 @@ from refimpl import kernels
 from refimpl.cli import main
 from refimpl.training.config import load_recipe, override
 from refimpl.training.metrics import read_metrics
-from refimpl.training.report import report, step_seconds, tokens_trained
+from refimpl.training.report import report, step_seconds
 from refimpl.training.start import free_folder, resume, start
 from refimpl.weights import SparseWeight, values_of
 
@@ -51,7 +51,7 @@ def test_a_run_says_what_it_does_and_ends_with_a_report(capsys: pytest.CaptureFi
     assert epochs == ["1", "2"]
     assert re.search(r"validation perplexity [\d.]+, test perplexity [\d.]+ \(best checkpoint", out)
     assert re.search(r"rnn.weight_hh_l1 +32 x 8 +128 +0.5000( +0\.\d{3}){4}", out)
-    assert "training   0.500 executed, 0.500 by the published formula" in out
+    assert "training   0.500 executed, 0.500 as published" in out
     assert re.search(r"sparse [\d.]+ ms, dense [\d.]+ ms, ratio [\d.]+", out)
     assert [r["kind"] for r in read_metrics("runs/selfish-lstm-1/metrics.jsonl")].count("epoch") == 2
 
@@ -126,7 +126,7 @@ def test_the_report_counts_what_the_definitions_say() -> None:
     rows, batch = 440 // 4, 4
     # 22 windows an epoch: 21 of five time steps and one of four.
     assert run.steps_per_epoch == 22
-    assert found.tokens == ((rows - 1) + 3 * 5) * batch
+    assert found.samples == ((rows - 1) + 3 * 5) * batch
     assert found.flops_training == pytest.approx(0.5, rel=0.01)  # counts are rounded
     assert found.flops_published == found.flops_inference
     assert set(found.tensors) == {"encoder.weight", "rnn.weight_ih_l0", "rnn.weight_hh_l0", "decoder.weight"}
@@ -137,7 +137,7 @@ def test_the_report_counts_what_the_definitions_say() -> None:
         assert (t.nnz, t.size, t.sparsity) == (mask.sum(), mask.size, 1 - mask.mean())
         assert t.gates == {gate: mask[8 * k : 8 * k + 8].mean() for k, gate in enumerate("ifgo") if "rnn" in name}
     assert set(found.step_seconds) == {"sparse", "dense"}
-    assert found.to_dict()["perplexity"]["test"] == found.perplexity.test
+    assert found.to_dict()["scores"]["test"]["perplexity"] == found.scores.test["perplexity"]
 
 
 @pytest.mark.parametrize(
@@ -168,8 +168,8 @@ def test_tokens_are_counted_by_windows() -> None:
     counted = 0
     for step in range(run.total_steps):
         run.state.step = step
-        assert tokens_trained(run) == counted
-        counted += run.windows[step % run.steps_per_epoch][0].size
+        assert run.task.samples(step) == counted
+        counted += run.batches[step % run.steps_per_epoch][0].size
 
 
 # --- Python -------------------------------------------------------------------------------------------------

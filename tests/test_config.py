@@ -8,6 +8,7 @@ import tomllib
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
+from types import UnionType
 from typing import Any, Literal, get_args, get_origin
 
 import numpy as np
@@ -15,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refimpl.training import sections
+from refimpl.training import method_section, sections
 from refimpl.training.checks import Interval, checked
 from refimpl.training.config import SECTIONS, Config, differences, load_recipe, override, recipes
 
@@ -34,7 +35,10 @@ def options() -> dict[str, Any]:
 
 def contradicts(error: ValueError) -> bool:
     """Whether a refusal is one of those that compare two options."""
-    words = ("tied", "nesterov", "floor", "backward_sparsity", "lr_min")
+    words = (
+        "no such option", "model.name", "augment", "tied", "nesterov", "floor", "backward_sparsity",
+        "lr_min", "_fraction", "pattern", "interval", "initial_",
+    )  # fmt: skip
     return one_sentence(error) and any(word in str(error) for word in words)
 
 
@@ -46,6 +50,10 @@ def values_of(draw: st.DrawFn, annotation: Any) -> Any:
     interval = extras[0] if extras else Interval(0)
     if get_origin(base) is Literal:
         return draw(st.sampled_from(get_args(base)))
+    if get_origin(base) is UnionType:
+        return draw(st.sampled_from(get_args(base)).flatmap(values_of))
+    if get_origin(base) is tuple and get_args(base)[-1] is ...:
+        return tuple(draw(st.lists(values_of(get_args(base)[0]), min_size=1, max_size=3)))
     if get_origin(base) is tuple:
         return tuple(draw(values_of(a)) for a in get_args(base))
     if get_origin(base) is Mapping:
@@ -228,7 +236,7 @@ def test_bad_values_from_python() -> None:
     wrong: list[Any] = [1, -0.1, float("nan"), None, "0.5", np.array([0.5])]
     for sparsity in wrong:
         with pytest.raises(ValueError, match=r"method\.sparsity"):
-            sections.Method(sparsity=sparsity)
+            method_section.Method(sparsity=sparsity)
     with pytest.raises(ValueError, match=r"^method is "):
         Config(method="rigl")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"^model is 3; give a table"):
@@ -243,7 +251,7 @@ def test_numpy_scalars_and_missing_corpus_are_understood() -> None:
     size: Any = np.int32(8)
     sparsity: Any = np.float32(0.5)
     assert type(sections.Model(hidden_size=size).hidden_size) is int
-    assert type(sections.Method(sparsity=sparsity).sparsity) is float
+    assert type(method_section.Method(sparsity=sparsity).sparsity) is float
     assert sections.Data(corpus=None).corpus == "default"  # type: ignore[arg-type]
 
 
@@ -251,7 +259,7 @@ def test_configurations_cannot_be_changed() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         Config().seed = 3  # type: ignore[misc]
     choices = {"growth": "exact"}
-    method = sections.Method(convention=choices)
+    method = method_section.Method(convention=choices)
     choices["growth"] = "bernoulli"
     assert method.convention == {"growth": "exact"}
 

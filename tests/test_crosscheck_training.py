@@ -125,7 +125,7 @@ class Compare(Observer):
 
     def stepped(self, run: Run, result: StepResult) -> None:
         """Compare loss, parameters, and what would be evaluated."""
-        theirs = self.reference.step(*run.windows[run.state.window - 1])
+        theirs = self.reference.step(*run.batches[run.state.window - 1])
         assert result.loss == pytest.approx(theirs, rel=RELATIVE)
         for name, p in self.reference.parameters.items():
             _close(dense(run.state.params[name]), p.detach().numpy(), f"{name} after step {run.state.step}")

@@ -291,7 +291,7 @@ def test_an_archive_that_cannot_be_read_is_one_sentence(server: Server, tmp_path
 
 
 def test_the_catalogue_is_well_formed() -> None:
-    assert list(CATALOGUE) == ["ptb", "wikitext-2", "mnist", "fashion-mnist", "cifar-10"]
+    assert list(CATALOGUE) == ["ptb", "wikitext-2", "mnist", "fashion-mnist", "cifar-10", "cifar-100"]
     files = [file for dataset in CATALOGUE.values() for file in dataset.files]
     for file in files:
         assert len(bytes.fromhex(file.sha256)) == 32
@@ -299,7 +299,7 @@ def test_the_catalogue_is_well_formed() -> None:
         assert file.urls
         assert all(url.startswith(("https://", "http://")) for url in file.urls)
     assert len({file.sha256 for file in files}) == len(files)
-    assert [len(dataset.files) for dataset in CATALOGUE.values()] == [3, 3, 4, 4, 1]
+    assert [len(dataset.files) for dataset in CATALOGUE.values()] == [3, 3, 4, 4, 1, 1]
 
 
 @pytest.mark.skipif(DATA is None, reason="REFIMPL_DATA names no folder with data")

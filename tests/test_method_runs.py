@@ -1,12 +1,18 @@
-"""Whole runs of every method obey the laws, and the laws catch planted mistakes."""
+"""Whole runs of every method, built as a recipe builds it, obey the laws; and the laws catch planted mistakes."""
+
+import dataclasses
 
 import numpy as np
 import pytest
 
-from refimpl.methods import SET, Allocation, Dense, RigL, Selfish, Static, TopKAST
+from refimpl.methods import DEFAULT, METHODS, SET, Allocation, RigL, Static, TopKAST, profile
 from refimpl.methods.allocation import count_at, densities
 from refimpl.methods.schedule import Constant, EverySteps
+from refimpl.rng import generator
 from refimpl.testing.method_runs import check_run
+from refimpl.testing.quadratic import trainer_of
+from refimpl.training.build_method import Plan, build_method
+from refimpl.training.config import load_recipe
 
 
 def layerwise(specs, density):
@@ -14,27 +20,70 @@ def layerwise(specs, density):
     return sum(count_at(d, specs[name].size) for name, d in found.items())
 
 
+def altogether(specs, density):
+    return round(density * sum(spec.size for spec in specs.values() if spec.prunable))
+
+
+def half(specs, density):
+    return sum(spec.size for spec in specs.values() if spec.prunable) // 2
+
+
 RUNS = {
-    "dense": (lambda d, steps, epoch: Dense(), "static", {}),
-    "static": (lambda d, steps, epoch: Static(Allocation(d)), "static", {"counts": layerwise}),
-    "set": (lambda d, steps, epoch: SET(Allocation(d), 0.3), "dynamic", {"counts": layerwise}),
-    "selfish": (
-        lambda d, steps, epoch: Selfish(Allocation(d), 0.5, total_steps=steps), "dynamic", {"counts": layerwise},
-    ),
-    "rigl": (
-        lambda d, steps, epoch: RigL(Allocation(d), 0.3, interval=5, end_step=18), "dynamic", {"counts": layerwise},
-    ),
-    "topkast": (
-        lambda d, steps, epoch: TopKAST(Allocation(d), exploration=0.2, refresh=3, penalty=0.01 * (d < 1)), "hidden",
-        {"counts": layerwise},
-    ),
-}  # fmt: skip
+    "dense": ("static", {}),
+    "static": ("static", {"counts": layerwise}),
+    "magnitude-init": ("static", {"counts": layerwise}),
+    "snip": ("static", {"counts": altogether}),
+    "grasp": ("static", {"counts": altogether}),
+    "synflow": ("static", {"counts": altogether}),
+    "one-shot": ("pruning", {"counts": layerwise}),
+    "gmp": ("pruning", {"counts": layerwise}),
+    "imp": ("pruning", {"counts": altogether}),
+    "str": ("hidden", {"dense_at_one": False}),
+    "movement": ("hidden", {"counts": layerwise}),
+    "iss": ("pruning", {"dense_at_one": False}),
+    "set": ("dynamic", {"counts": layerwise}),
+    "selfish": ("dynamic", {"counts": layerwise}),
+    "rigl": ("dynamic", {"counts": layerwise}),
+    "itop": ("dynamic", {"counts": layerwise}),
+    "deepr": ("dynamic", {"counts": layerwise, "dense_at_one": False}),
+    "dsr": ("dynamic", {"counts": layerwise}),
+    "snfs": ("dynamic", {"counts": layerwise}),
+    "granet": ("dynamic", {"counts": altogether}),
+    "mest": ("dynamic", {"counts": layerwise}),
+    "topkast": ("hidden", {"counts": layerwise}),
+    "dpf": ("hidden", {"counts": altogether}),
+    "ste": ("hidden", {"counts": layerwise}),
+    "sr-ste": ("hidden", {"counts": half, "dense_at_one": False}),
+    "powerprop": ("dynamic", {"counts": layerwise, "dense_at_one": False}),
+}
+
+
+def test_no_method_is_left_out():
+    assert set(RUNS) - {"powerprop"} == set(METHODS)
+
+
+def small(name):
+    """Return how a recipe builds a method, with an interval that fits runs of 24 steps."""
+    recipe = {"dense": "ptb-lstm-dense", "selfish": "selfish-lstm"}.get(name, f"lstm-{name}")
+    options = load_recipe(recipe).method
+    changes = {"allocation": "uniform", "rounds": 2, "refresh": 3, "scoring_rounds": 5}
+    changes["interval"] = 4 if options.uses_interval and options.interval else options.interval
+    if name == "powerprop":
+        changes["power"] = 2.0
+
+    def make(density, steps, epoch):
+        backward = min(options.backward_sparsity, 1 - density)
+        section = dataclasses.replace(options, **changes, sparsity=1 - density, initial_sparsity=0.0,
+                                      backward_sparsity=backward)  # fmt: skip
+        return build_method(Plan(section, DEFAULT, steps, epoch))
+
+    return make
 
 
 @pytest.mark.parametrize("name", RUNS)
 def test_runs(name):
-    make, kind, options = RUNS[name]
-    check_run(make, kind, **options)
+    kind, options = RUNS[name]
+    check_run(small(name), kind, **options)
 
 
 # --- planted mistakes ----------------------------------------
@@ -102,3 +151,22 @@ class Talkative(TopKAST):
 def test_planted(make, kind, what):
     with pytest.raises(AssertionError, match=what):
         check_run(make, kind, counts=layerwise if what != "density 1" else None)
+
+
+def test_fresh_values_of_what_grows():
+    """With the conventions of SET's authors an entry that grows, or grows back, is drawn anew; the others stay."""
+    method = SET(Allocation(0.5), 0.6, conventions=profile("set-original"))
+    trainer = trainer_of(method, dtype=np.float32)
+    before = trainer.state.params["fc.weight"]
+    exchange = method.exchange(trainer.state.params, step=3, seed=9)["fc.weight"]
+    values = method.values_after("fc.weight", before, exchange, step=3, seed=9)
+    kept = exchange.source >= 0
+    assert np.array_equal(values[kept], before.values[exchange.source[kept]])
+    drawn = generator(9, "grown/fc.weight", 3).standard_normal(int((~kept).sum()))
+    np.testing.assert_array_equal(values[~kept], drawn.astype(np.float32) / np.float32(10))
+    assert (exchange.source < -1).any()  # some grew back
+
+    keeping = SET(Allocation(0.5), 0.6, conventions=dataclasses.replace(profile("set-original"), regrow="keep"))
+    values = keeping.values_after("fc.weight", before, exchange, step=3, seed=9)
+    back = exchange.source < -1
+    assert np.array_equal(values[back], before.values[-2 - exchange.source[back]])

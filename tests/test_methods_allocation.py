@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from refimpl.methods import PROFILES, Allocation, Conventions, density_from_sparsity, method_class, profile
+from refimpl.methods import Allocation, Conventions, density_from_sparsity, method_class, profile
 from refimpl.methods.allocation import count_at, densities, initial_supports
 from refimpl.methods.conventions import rounded
 from refimpl.methods.pools import Pool, pools_of
@@ -197,7 +197,6 @@ def test_conventions_and_names():
     with pytest.raises(ValueError, match="grown_value"):
         Conventions(grown_value=float("nan"))
     assert Conventions(regrow="reset", grown_value=0.5).value_rule.regrown == "reset"
-    assert set(PROFILES) == {"default", "selfish-authors"}
 
 
 @settings(deadline=None)

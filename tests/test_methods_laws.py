@@ -231,20 +231,27 @@ def test_gradient_growth_that_ignores_dropped_or_prefers_later_places_is_caught(
 
 
 def test_when_exchanges_are_due():
-    method = Selfish(Allocation(0.5), 0.7, total_steps=100)
+    specs = {"w": ParamSpec("w", (8, 10), "linear", True)}
+
+    def begun(method):
+        assert not method.exchange_due(step=10, epoch_end=True)  # nothing is sparse yet
+        method.supports(specs, seed=0)
+        return method
+
+    method = begun(Selfish(Allocation(0.5), 0.7, total_steps=100))
     assert not method.exchange_due(step=10, epoch_end=False)
     assert method.exchange_due(step=10, epoch_end=True)
     assert not method.exchange_due(step=10, epoch_end=True, asgd_triggered=True)
-    method = Selfish(Allocation(0.5), 0.7, total_steps=100, conventions=Conventions(trigger_epoch="exchange"))
+    method = begun(Selfish(Allocation(0.5), 0.7, total_steps=100, conventions=Conventions(trigger_epoch="exchange")))
     assert method.exchange_due(step=10, epoch_end=True, asgd_triggered=True)
 
-    rigl = RigL(Allocation(0.5), 0.3, interval=10, end_step=40)
+    rigl = begun(RigL(Allocation(0.5), 0.3, interval=10, end_step=40))
     assert [t for t in range(60) if rigl.exchange_due(step=t, epoch_end=False)] == [10, 20, 30]
     assert not any(rigl.exchange_due(step=t, epoch_end=True) for t in range(60))
     assert rigl.needs_gradient(20)
     assert rigl.replaces_step(20)
     assert not rigl.replaces_step(21)
-    after = RigL(Allocation(0.5), interval=10, end_step=40, conventions=Conventions(exchange_step="after"))
+    after = begun(RigL(Allocation(0.5), interval=10, end_step=40, conventions=Conventions(exchange_step="after")))
     assert after.needs_gradient(20)
     assert not after.replaces_step(20)
     assert not method.needs_gradient(10)

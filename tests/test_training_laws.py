@@ -14,7 +14,7 @@ from refimpl.kernels import threads
 from refimpl.optim import LeakingASGD
 from refimpl.testing.language_model import loss_and_grads
 from refimpl.testing.training import dense, tiny_config, tiny_corpus
-from refimpl.training import checkpoint, evaluate, loop
+from refimpl.training import checkpoint, evaluate, language, loop
 from refimpl.training.config import Config
 from refimpl.training.loop import Observer, Run
 from refimpl.training.metrics import read_metrics
@@ -83,7 +83,7 @@ def events_of(path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Run] = Run
 
         monkeypatch.setattr(owner, name, call)
 
-    recorded(loop, "mean_loss", "validate")
+    recorded(language, "mean_loss", "validate")
     recorded(loop, "triggered", "trigger")
     recorded(method, "exchange", "exchange")
     recorded(folder, "save_best", "best")
@@ -282,7 +282,7 @@ def test_the_best_network_is_the_one_that_was_evaluated(
     evaluated: list[tuple[float, dict[str, np.ndarray], bool]] = []
     config = tiny_config(method={"name": "selfish"}, optimizer={**SNT, "name": optimizer}, training={"epochs": 4})
     run = open_run(tmp_path / "run", config)
-    inner = loop.mean_loss
+    inner = language.mean_loss
 
     def mean_loss(model: Any, params: Any, *rest: Any) -> float:
         loss = inner(model, params, *rest)
@@ -291,7 +291,7 @@ def test_the_best_network_is_the_one_that_was_evaluated(
         evaluated.append((loss, {name: dense(w) for name, w in params.items()}, differs))
         return loss
 
-    monkeypatch.setattr(loop, "mean_loss", mean_loss)
+    monkeypatch.setattr(language, "mean_loss", mean_loss)
     run.train()
     run.close()
     best = RunFolder.open(tmp_path / "run").best()
@@ -328,8 +328,8 @@ def test_the_dense_norm_is_at_least_that_of_the_support(sparsity: float) -> None
         method = {"name": "static", "sparsity": sparsity, "convention": {"clip_norm": convention}}
         run = Run(tiny_config(method=method, optimizer={"clip": 0.1}), CORPUS)
         params = {name: dense(w) for name, w in run.state.params.items()}
-        done = loss_and_grads(params, *run.windows[0], run.state.carried)
-        norms[convention] = run.trainer.step(*run.windows[0]).grad_norm
+        done = loss_and_grads(params, *run.batches[0], run.state.carried)
+        norms[convention] = run.trainer.step(*run.batches[0]).grad_norm
         sq, bound = 0.0, 0.0
         for name, g in done.grads.items():
             weight = run.state.params[name]

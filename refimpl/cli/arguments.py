@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 from refimpl import __version__
 
-DATASETS = ("ptb", "wikitext-2", "mnist", "fashion-mnist", "cifar-10")
+DATASETS = ("ptb", "wikitext-2", "mnist", "fashion-mnist", "cifar-10", "cifar-100")
 FORMATS = ("torch", "scipy", "npz")
 
 
@@ -35,7 +35,10 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"refimpl {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
-    for add in (_train, _recipes, _evaluate, _sample, _plot, _fetch, _info, _export, _import):
+    for add in (
+        *(_train, _recipes, _methods, _compare, _conventions, _flops, _evaluate, _sample, _plot, _fetch, _info),
+        *(_export, _import),
+    ):
         add(commands)
     return parser
 
@@ -58,7 +61,8 @@ def _threads(parser: argparse.ArgumentParser) -> None:
 def _data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data", metavar="DIR", help="folder with the text: train.txt, valid.txt, test.txt, or the files of "
-        "Penn Treebank or WikiText; 'default' is the English text that Python carries"
+        "Penn Treebank or WikiText; 'default' is the English text that Python carries; of a classifier, folder with "
+        "the images: the files of MNIST, Fashion-MNIST, CIFAR-10 or CIFAR-100"
     )  # fmt: skip
 
 
@@ -73,15 +77,16 @@ def _train(commands: Any) -> None:
     parser = _command(
         commands, "train", "train:train",
         "train a model by a recipe, or go on with a run",
-        "Reads the recipe and the text, checks everything, and then makes the run's folder: config.json,\n"
-        "metrics.jsonl and checkpoints. Ends with a report: perplexity, sparsity of each weight, density of each\n"
-        "gate, operations as a fraction of dense, and the time of a sparse and a dense step.\n\n"
+        "Reads the recipe and the data, checks everything, and then makes the run's folder: config.json,\n"
+        "metrics.jsonl and checkpoints. Ends with a report: perplexity or accuracy, sparsity of each weight,\n"
+        "density of each gate, operations as a fraction of dense, and the time of a sparse and a dense step.\n\n"
         "Ctrl-C saves and stops at the end of the step. A run that was stopped, or killed at any moment, goes on\n"
         "with --resume and comes to the same bits as one that never stopped. Kernels are compiled the first time\n"
         "they are met and kept on disk.",
         "  refimpl train\n"
         "  refimpl train selfish-lstm --set sparsity=0.9 epochs=5 --seed 7 --out runs/nine-tenths\n"
         "  refimpl train ptb-lstm-small-rigl --data data/ptb\n"
+        "  refimpl train mlp-fashion-mnist-set --data data/fashion-mnist\n"
         "  refimpl train --resume runs/nine-tenths",
     )  # fmt: skip
     parser.add_argument(
@@ -106,10 +111,54 @@ def _recipes(commands: Any) -> None:
     )  # fmt: skip
 
 
+def _conventions(commands: Any) -> None:
+    parser = _command(
+        commands, "conventions", "conventions:conventions", "print the choices that papers leave open, by system",
+        "Knobs down, profiles across. A profile is what another system does, exactly, its defects included; the\n"
+        "default is marked.",
+        "  refimpl conventions\n"
+        "  refimpl conventions --profile rigl-tf\n"
+        "  refimpl train ptb-lstm-small-rigl --set method.conventions=selfish-authors",
+    )  # fmt: skip
+    parser.add_argument("--profile", metavar="NAME", help="one profile, with what each of its choices means")
+
+
+def _methods(commands: Any) -> None:
+    _command(
+        commands, "methods", "listing:methods", "list the methods of sparse training",
+        "Each name is a value of the setting `method`; each has a small recipe, lstm-NAME.",
+        "  refimpl methods\n  refimpl train --set method=rigl sparsity=0.9",
+    )  # fmt: skip
+
+
+def _compare(commands: Any) -> None:
+    parser = _command(
+        commands, "compare", "compare:run_all", "train several methods on one model, and print what they come to",
+        "Model, data, optimizer, budget and sparsity are the recipe's, the same for all; a method's own options are\n"
+        "those of its small recipe (lstm-NAME). Each run has a folder in --out, so that a comparison that was stopped\n"
+        "goes on, and one with more methods or seeds only trains those that are new. Columns: validation loss and\n"
+        "test score of the best checkpoint, its exact sparsity; operations of training (executed, and by the\n"
+        "method's published formula) and of inference as fractions of dense; median time of a step, and mean with\n"
+        "exchanges; fraction of the sparse weights' entries that were ever used.",
+        "  refimpl compare selfish-lstm --set sparsity=0.9 epochs=2 --out runs/lstm\n"
+        "  refimpl compare mlp-fashion-mnist-dense --data data/fashion-mnist --methods set,rigl,gmp --seeds 1,2 "
+        "--out runs/mlp",
+    )  # fmt: skip
+    parser.add_argument("recipe", metavar="RECIPE", help="what to train; its method does not count")
+    parser.add_argument("--methods", metavar="NAMES", default="all", help="names with commas between (default: all)")
+    parser.add_argument("--seeds", metavar="NUMBERS", default="", help="with commas between (default: the recipe's)")
+    _data(parser)
+    _settings(parser)
+    _threads(parser)
+    parser.add_argument("--out", metavar="DIR", required=True, help="folder of the runs")
+    parser.add_argument("--json", metavar="FILE", help="write the rows there too")
+
+
 def _evaluate(commands: Any) -> None:
     parser = _command(
-        commands, "eval", "evaluate:evaluate", "print validation and test perplexity of a run's best checkpoint",
-        "The text must be the one that the run was trained on, byte for byte (its sha256 is compared).",
+        commands, "eval", "evaluate:evaluate",
+        "print validation and test perplexity, or accuracy, of a run's best checkpoint",
+        "The data must be those that the run was trained on, byte for byte (its sha256 is compared).",
         "  refimpl eval runs/selfish-lstm-1\n  refimpl eval runs/ptb-lstm-small-rigl-1 --data /corpora/ptb",
     )  # fmt: skip
     parser.add_argument("run", metavar="RUN", help="folder of a run")
@@ -135,7 +184,7 @@ def _sample(commands: Any) -> None:
 
 def _plot(commands: Any) -> None:
     parser = _command(
-        commands, "plot", "plot:plot", "draw loss, perplexity, gate densities and update counts of runs",
+        commands, "plot", "plot:plot", "draw loss, perplexity or accuracy, gate densities and update counts of runs",
         "Several runs come into one figure. Needs matplotlib: pip install 'refimpl[plot]'. The file's ending\n"
         "chooses the format: png, pdf, svg.",
         "  refimpl plot runs/selfish-lstm-1\n"
@@ -148,14 +197,31 @@ def _plot(commands: Any) -> None:
 def _fetch(commands: Any) -> None:
     parser = _command(
         commands, "fetch", "listing:fetch", "download a data set, checked against its published sha256",
-        f"Data sets: {', '.join(DATASETS)}. A file with a wrong checksum is not kept, and one that is\n"
-        "already there with the right one is not downloaded again. The licences are the data sets' own.",
+        f"Data sets: {', '.join(DATASETS)}. A file with a wrong checksum is not kept,\n"
+        "and one that is already there with the right one is not downloaded again. The licences are\n"
+        "the data sets' own.",
         "  refimpl fetch ptb                      into data/ptb, where the recipes look for it\n"
         "  refimpl fetch wikitext-2 --out /corpora/wikitext-2",
     )  # fmt: skip
     parser.add_argument("name", metavar="NAME", help=f"one of {', '.join(DATASETS)}")
     parser.add_argument("--out", metavar="DIR", help="folder of the files (default: data/NAME)")
     parser.add_argument("--mirror", metavar="URL", help="take the files from URL/FILE, with the same checksums")
+
+
+def _flops(commands: Any) -> None:
+    parser = _command(
+        commands, "flops", "flops:flops", "count the floating-point operations of a recipe's run, without training",
+        "Operations of inference and of training: as this program would execute them, and as the literature counts\n"
+        "them, with what lies between the two by name. Of the data only sizes are needed.",
+        "  refimpl flops ptb-lstm-small-rigl --set sparsity=0.9 --data data/ptb\n"
+        "  refimpl flops ptb-lstm-rigl --vocabulary 10000 --tokens 929589 --json",
+    )  # fmt: skip
+    parser.add_argument("recipe", nargs="?", metavar="RECIPE", help="as of refimpl train (default: selfish-lstm)")
+    _data(parser)
+    _settings(parser)
+    parser.add_argument("--vocabulary", metavar="N", type=int, help="words of a text that is not at hand")
+    parser.add_argument("--tokens", metavar="N", type=int, help="length of its training part (default: 1,000,000)")
+    parser.add_argument("--json", action="store_true", help="print everything as JSON")
 
 
 def _info(commands: Any) -> None:

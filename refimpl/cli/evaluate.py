@@ -8,12 +8,12 @@ from refimpl.training.run_folder import RunFolder
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
-    """Print validation and test perplexity of the best checkpoint."""
-    from refimpl.training.build import make_model
+    """Print what the best checkpoint reaches on the validation and the test part: perplexity, or accuracy."""
     from refimpl.training.checkpoint import unpack_params
     from refimpl.training.config import override
-    from refimpl.training.report import evaluate as perplexities
-    from refimpl.training.start import open_corpus
+    from refimpl.training.corpora import open_corpus
+    from refimpl.training.report import scores_of
+    from refimpl.training.task import make_task
 
     folder = RunFolder.open(arguments.run)
     best = folder.best()
@@ -23,10 +23,12 @@ def evaluate(arguments: argparse.Namespace) -> int:
     corpus = open_corpus(config)
     folder.check_data(corpus.sha256)
     params, _ = unpack_params(best.arrays)
-    found = perplexities(config, make_model(config, corpus.vocabulary_size), params, corpus)
+    task = make_task(config, corpus)
+    found = scores_of(task, params, config.training.threads)
+    valid, test = found.valid[task.measure], found.test[task.measure]
     print(f"{arguments.run}, best checkpoint: of step {best.meta['step']:,}")
-    print(f"text: {corpus.name}, sha256 {corpus.sha256}")
-    print(f"validation perplexity {found.valid:.4f}, test perplexity {found.test:.4f}")
+    print(f"{task.kind}: {corpus.name}, sha256 {corpus.sha256}")
+    print(f"validation {task.measure} {valid:.4f}, test {task.measure} {test:.4f}")
     return 0
 
 
@@ -36,16 +38,21 @@ def sample(arguments: argparse.Namespace) -> int:
     from refimpl.generate import decode, encode_prompt
     from refimpl.generate import sample as draw
     from refimpl.rng import generator
-    from refimpl.training.build import make_model
+    from refimpl.training.build import make_language_model
     from refimpl.training.checkpoint import unpack_params
-    from refimpl.training.start import vocabulary_of
+    from refimpl.training.corpora import vocabulary_of
 
     folder = RunFolder.open(arguments.run)
+    if folder.config.task != "language-model":
+        raise ValueError(
+            f"{arguments.run!r} is a run of task {folder.config.task!r}, whose model makes up no text; give the run of "
+            f"a language model, or ask `refimpl eval {arguments.run}` what this one is worth"
+        )
     best = folder.best()
     vocabulary = vocabulary_of(folder)
     prompt = encode_prompt(arguments.prompt, vocabulary)
     tokens = draw(
-        make_model(folder.config, len(vocabulary)),
+        make_language_model(folder.config, len(vocabulary)),
         unpack_params(best.arrays)[0],
         words=arguments.words,
         prompt=prompt,

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from refimpl.cli.train import configure
+from refimpl.datasets import Corpus
 from refimpl.interchange import export_params, import_params
 from refimpl.training import checkpoint
 from refimpl.training.config import Config, load_recipe
+from refimpl.training.corpora import open_corpus, vocabulary_of
 from refimpl.training.run_folder import RunFolder
-from refimpl.training.start import open_corpus, start, vocabulary_of
+from refimpl.training.start import start
 
 DEFAULT_NAMES = {"torch": "model.pt", "scipy": "model-scipy", "npz": "model.npz"}
 
@@ -24,7 +26,9 @@ def export(arguments: argparse.Namespace) -> int:
     out = Path(arguments.run, DEFAULT_NAMES[arguments.to]) if arguments.out is None else Path(arguments.out)
     if out.exists():
         raise ValueError(f"{str(out)!r} is there already; give another name with --out, or remove it")
-    meta = {"config": folder.config.to_dict(), "vocabulary": " ".join(vocabulary_of(folder))}
+    meta: dict[str, Any] = {"config": folder.config.to_dict()}
+    if folder.config.task == "language-model":
+        meta["vocabulary"] = " ".join(vocabulary_of(folder))
     aliases = {"decoder.weight": "encoder.weight"} if folder.config.model.tied else {}
     print(export_params(params, out, arguments.to, meta, aliases))
     return 0
@@ -46,13 +50,14 @@ def import_(arguments: argparse.Namespace) -> int:
     config = _config(arguments, found.meta)
     corpus = open_corpus(config)
     words = found.meta.get("vocabulary")
-    if words is not None and tuple(words.split(" ")) != corpus.vocabulary:
+    if words is not None and isinstance(corpus, Corpus) and tuple(words.split(" ")) != corpus.vocabulary:
         raise ValueError(
             f"the model in {arguments.file!r} was trained on other words than those of the text {corpus.name!r}; "
             f"give the text that it was trained on with --data"
         )
     start(config, out, corpus, params=found.params).close()
-    print(f"{out}: a run at step 0; refimpl eval, sample and export work on it")
+    commands = "eval, sample and export" if config.task == "language-model" else "eval and export"
+    print(f"{out}: a run at step 0; refimpl {commands} work on it")
     print(f"to train on from these weights: refimpl train --resume {out}")
     return 0
 

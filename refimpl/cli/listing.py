@@ -1,4 +1,4 @@
-"""``refimpl recipes`` and ``refimpl fetch``."""
+"""``refimpl recipes``, ``refimpl methods`` and ``refimpl fetch``."""
 
 from __future__ import annotations
 
@@ -14,6 +14,19 @@ def recipes(arguments: argparse.Namespace) -> int:
     width = max(len(name) for name, _ in found)
     for name, description in found:
         print(f"{name:<{width}}  {description}")
+    return 0
+
+
+def methods(arguments: argparse.Namespace) -> int:
+    """Print name and summary of every method, from the docstring of its module."""
+    import sys
+
+    from refimpl.methods import METHODS, Powerpropagation
+
+    width = max(map(len, METHODS))
+    for name, kind in [*METHODS.items(), ("power=2", Powerpropagation)]:
+        text = sys.modules[kind.__module__].__doc__ or ""
+        print(f"{name:<{width}}  {' '.join(text.strip().split(chr(10) * 2)[0].split())}")
     return 0
 
 

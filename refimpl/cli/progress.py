@@ -37,7 +37,7 @@ class Progress(Observer):
 
     def __init__(self) -> None:
         self._bar: tqdm[Any] | None = None
-        self._recent: deque[tuple[float, int, float]] = deque(maxlen=RECENT)  # time, tokens, loss
+        self._recent: deque[tuple[float, int, float]] = deque(maxlen=RECENT)  # time, samples, loss
         self._said_at = time.monotonic()
         self._compiled = compile_seconds()
 
@@ -56,24 +56,27 @@ class Progress(Observer):
         """Move the bar, or write a line now and then."""
         now = time.monotonic()
         first = not self._recent
-        self._recent.append((now, run.tokens, result.loss))
+        self._recent.append((now, run.samples, result.loss))
         if first or compile_seconds() - self._compiled > WORTH_SAYING:
             self._say_compilation()
         if self._bar is not None:
             self._bar.set_description_str(_epoch(run), refresh=False)
-            self._bar.set_postfix_str(self._facts(), refresh=False)
+            self._bar.set_postfix_str(self._facts(run), refresh=False)
             self._bar.update()
         elif now - self._said_at > SECONDS_BETWEEN_LINES:
             step = f"step {run.state.step:,} of {run.total_steps:,}"
-            self._say(f"{_epoch(run)}, {step}, {self._facts()}, {self._left(run)} left")
+            self._say(f"{_epoch(run)}, {step}, {self._facts(run)}, {self._left(run)} left")
             self._said_at = now
 
     def evaluated(self, run: Run, record: dict[str, Any]) -> None:
         """Write the epoch's line."""
+        measure = run.task.measure
+        score = record[f"valid_{measure}"]
+        value = f"{score:.4f}" if measure == "accuracy" else f"{score:.1f}"
         self._say(
             f"epoch {record['epoch']} of {run.config.training.epochs}: train loss {record['train_loss']:.3f}, "
-            f"validation loss {record['valid_loss']:.3f}, validation perplexity {record['valid_perplexity']:.1f}, "
-            f"{self._speed()}{', averaging' if record['averaging'] else ''}{_exchanged(record['exchanged'])}"
+            f"validation loss {record['valid_loss']:.3f}, validation {measure} {value}, "
+            f"{self._speed(run)}{', averaging' if record['averaging'] else ''}{_exchanged(record['exchanged'])}"
         )
         if record["trigger"]:
             self._say("the validation loss no longer falls: weights are averaged from here on")
@@ -91,15 +94,16 @@ class Progress(Observer):
             self._bar.close()
             self._bar = None
 
-    def _facts(self) -> str:
+    def _facts(self, run: Run) -> str:
         loss = sum(loss for *_, loss in self._recent) / len(self._recent)
-        return f"loss {loss:.3f}, perplexity {perplexity(loss):.1f}, {self._speed()}"
+        measure = f", perplexity {perplexity(loss):.1f}" if run.task.measure == "perplexity" else ""
+        return f"loss {loss:.3f}{measure}, {self._speed(run)}"
 
-    def _speed(self) -> str:
+    def _speed(self, run: Run) -> str:
         if len(self._recent) < 2:
-            return "- tokens/s"
+            return f"- {run.task.unit}/s"
         (begun, before, _), (ended, after, _) = self._recent[0], self._recent[-1]
-        return f"{(after - before) / max(ended - begun, 1e-9):,.0f} tokens/s"
+        return f"{(after - before) / max(ended - begun, 1e-9):,.0f} {run.task.unit}/s"
 
     def _left(self, run: Run) -> str:
         if len(self._recent) < 2:

@@ -8,7 +8,6 @@ from functools import partial
 
 from refimpl.cli import STOPPED, stop_if_interrupted
 from refimpl.cli.progress import WORTH_SAYING, Progress, compile_seconds
-from refimpl.datasets import Corpus
 from refimpl.kernels import threads
 from refimpl.training.config import Config, load_recipe, override
 from refimpl.training.loop import Run, stopping_on_signals
@@ -66,19 +65,15 @@ def settings_of(arguments: argparse.Namespace) -> list[str]:
     return settings
 
 
-def introduce(run: Run, corpus: Corpus) -> None:
+def introduce(run: Run) -> None:
     """Say what is trained on what, and where it goes."""
     options, method = run.config.training, run.config.method
     sparsity = "" if method.name == "dense" else f", sparsity {method.sparsity:g}"
     count = options.threads or threads.get()
-    sizes = f"{corpus.train.size:,} + {corpus.valid.size:,} + {corpus.test.size:,} tokens (train, valid, test)"
-    model = run.config.model
-    print(f"text: {corpus.name}, {sizes}, {corpus.vocabulary_size:,} distinct words")
-    print(f"      sha256 {corpus.sha256}")
-    print(
-        f"model: LSTM, {model.layers} x {model.hidden_size}, embedding {model.embedding_size}; "
-        f"method {method.name}{sparsity}; optimizer {run.config.optimizer.name}"
-    )
+    data, model = run.task.describe()
+    print(data)
+    print(f"{'':{len(run.task.kind) + 1}} sha256 {run.corpus.sha256}")
+    print(f"model: {model}; method {method.name}{sparsity}; optimizer {run.config.optimizer.name}")
     print(f"numbers: {run.config.dtype}, seed {run.config.seed}, {count} thread{'s' if count > 1 else ''}")
     print(f"steps: {run.total_steps:,} ({run.steps_per_epoch:,} an epoch)")
 
@@ -88,7 +83,7 @@ def _started(arguments: argparse.Namespace) -> Run:
     config = configure(load_recipe(recipe), arguments)
     run = start(config, partial(free_folder, recipe) if arguments.out is None else arguments.out)
     assert run.folder is not None
-    introduce(run, run.corpus)
+    introduce(run)
     print(f"run: {run.folder.path} (recipe {recipe})", flush=True)
     return run
 
@@ -101,6 +96,6 @@ def _resumed(arguments: argparse.Namespace) -> Run:
     if arguments.data is not None:
         settings.append(f"data.corpus={arguments.data}")
     run = resume(arguments.resume, settings)
-    introduce(run, run.corpus)
+    introduce(run)
     print(f"run: {arguments.resume}, going on after step {run.state.step:,}", flush=True)
     return run

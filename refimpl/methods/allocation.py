@@ -15,11 +15,14 @@ and :math:`\varepsilon` such that :math:`\sum_l \rho_l n_l = \rho \sum_l n_l`.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from refimpl.methods.conventions import DEFAULT, AllocationConventions, rounded
+import numpy as np
+
+from refimpl.methods.conventions import DEFAULT, AllocationConventions, stored_at
 from refimpl.methods.random_support import bernoulli_support, exact_support
 from refimpl.rng import generator
 from refimpl.weights.parameters import ParamSpec
@@ -90,7 +93,7 @@ def densities(specs: Specs, allocation: Allocation, conventions: AllocationConve
     allocation : Allocation
         Target and rule.
     conventions : AllocationConventions
-        Of which ``er_cap`` is read.
+        Of which the fields ``er_*``, ``conv_layout`` and ``*_layer*`` are read.
 
     Returns
     -------
@@ -120,30 +123,79 @@ def densities(specs: Specs, allocation: Allocation, conventions: AllocationConve
                 f"the allocation fixes the density of {name!r}, which is no prunable parameter; "
                 f"there are {', '.join(prunable)}"
             )
-    shared = {name: spec for name, spec in prunable.items() if name not in allocation.fixed}
+    shapes = {name: _laid_out(spec, conventions) for name, spec in prunable.items()}
+    return shares(shapes, allocation, conventions)
+
+
+def shares(
+    shapes: Mapping[str, tuple[int, ...]],
+    allocation: Allocation,
+    conventions: AllocationConventions = DEFAULT,
+    *,
+    sparsity: float | None = None,
+) -> dict[str, float]:
+    """Return the density of every tensor, by the shapes alone; see :func:`densities`.
+
+    Parameters
+    ----------
+    shapes : mapping of str to tuple of int
+        In the order of the model, each in the layout that ``conventions.conv_layout`` names.
+    allocation, conventions
+        As in :func:`densities`.
+    sparsity : float, optional
+        The sparsity from which the allocation's density was computed, where it is known: 1 − (1 − s) need not be s.
+    """
+    absent = 1 - allocation.density if sparsity is None else sparsity
+    fixed = {**_pinned(shapes, allocation, conventions), **allocation.fixed}
+    shared = {name: shape for name, shape in shapes.items() if name not in fixed}
     if allocation.rule == "uniform":
         found = dict.fromkeys(shared, allocation.density)
     else:
-        found = _erdos_renyi(shared, allocation, conventions.er_cap)
-    return {name: float(allocation.fixed.get(name, found.get(name, 1.0))) for name in prunable}
+        found = _erdos_renyi(shared, allocation, conventions, absent)
+    return {name: float(fixed.get(name, found.get(name, 1.0))) for name in shapes}
 
 
-def _erdos_renyi(specs: Specs, allocation: Allocation, cap: bool) -> dict[str, float]:
-    axes = {name: spec.shape[:2] if allocation.rule == "er" else spec.shape for name, spec in specs.items()}
+def _laid_out(spec: ParamSpec, conventions: AllocationConventions) -> tuple[int, ...]:
+    """Return the shape in the layout of the conventions' system; a model here has OIHW."""
+    if conventions.conv_layout == "HWIO" and len(spec.shape) > 1:
+        return (*spec.shape[2:], spec.shape[1], spec.shape[0])
+    return spec.shape
+
+
+def _pinned(
+    shapes: Mapping[str, tuple[int, ...]], allocation: Allocation, conventions: AllocationConventions
+) -> dict[str, float]:
+    """Return the densities that a convention fixes by a tensor's place or kind."""
+    pinned: dict[str, float] = {}
+    names, uniform = list(shapes), allocation.rule == "uniform"
+    if conventions.linear_layers == "dense":
+        pinned |= {name: 1.0 for name, shape in shapes.items() if len(shape) == 2}
+    if uniform and conventions.last_layer == "density-0.2" and allocation.density <= 0.2:
+        pinned[names[-1]] = 0.2
+    if uniform and conventions.first_layer == "dense-if-uniform" and len(names) > 1:
+        pinned[names[0]] = 1.0
+    return pinned
+
+
+def _erdos_renyi(
+    shapes: Mapping[str, tuple[int, ...]],
+    allocation: Allocation,
+    conventions: AllocationConventions,
+    absent: float,
+) -> dict[str, float]:
+    two = slice(None, 2) if conventions.er_axes == "first-two" else slice(-2, None)
+    axes = {name: shape[two] if allocation.rule == "er" else shape for name, shape in shapes.items()}
     raw = {name: sum(shape) / _product(shape) for name, shape in axes.items()}
-    size = {name: spec.size for name, spec in specs.items()}
+    size = {name: _product(shape) for name, shape in shapes.items()}
     target = allocation.density * sum(size.values())
-    open_ = list(specs)  # the complement of Q
-    while open_:
-        held = sum(size[name] for name in specs if name not in open_)
-        epsilon = (target - held) / sum(raw[name] * size[name] for name in open_)
-        largest = max(raw[name] for name in open_)
-        if not cap or epsilon * largest <= 1:
-            break
-        open_ = [name for name in open_ if raw[name] < largest]
-    found = {name: min(1.0, epsilon * raw[name]) if name in open_ else 1.0 for name in specs}
-    stored = sum(found[name] * size[name] for name in specs)
-    if stored < target * (1 - 1e-9):
+    if conventions.er_epsilon == "searched":
+        epsilon, open_ = _searched(raw, size, target), list(shapes)
+    else:
+        epsilon, open_ = _solved(raw, size, allocation.density, absent, conventions)
+    found = {name: min(1.0, epsilon * raw[name]) if name in open_ else 1.0 for name in shapes}
+    stored = sum(found[name] * size[name] for name in shapes)
+    uncapped = not conventions.er_cap or conventions.er_epsilon == "searched"
+    if uncapped and stored < target * (1 - 1e-9):
         logger.warning(
             "without a cap, %s allocation saturates: density %.4g instead of %.4g",
             allocation.rule.upper(),
@@ -151,6 +203,44 @@ def _erdos_renyi(specs: Specs, allocation: Allocation, cap: bool) -> dict[str, f
             allocation.density,
         )
     return found
+
+
+def _solved(
+    raw: Mapping[str, float], size: Mapping[str, int], density: float, absent: float, conventions: AllocationConventions
+) -> tuple[float, list[str]]:
+    """Return ε, and the tensors that it is the factor of: the complement of Q."""
+    ones = {name: density * n for name, n in size.items()}
+    if conventions.er_zeros == "floor":
+        ones = {name: float(n - math.floor(absent * n)) for name, n in size.items()}
+    target = sum(ones.values())
+    open_ = list(raw)
+    while open_:
+        held = sum(size[name] for name in raw if name not in open_)
+        epsilon = (target - held) / sum(raw[name] * size[name] for name in open_)
+        largest = max(raw[name] for name in open_)
+        if not conventions.er_cap or epsilon * largest <= 1:
+            return epsilon, open_
+        if conventions.er_exhaust == "one-maximum":
+            open_.remove(next(name for name in open_ if raw[name] == largest))
+        else:
+            open_ = [name for name in open_ if raw[name] < largest]
+    return 0.0, open_
+
+
+def _searched(raw: Mapping[str, float], size: Mapping[str, int], target: float) -> float:
+    """Approach ε by steps that shrink, until it is right within five entries; then it has moved once more."""
+    epsilon, move, total = 10.0, 0.5, sum(raw[name] * size[name] for name in raw)
+    for _ in range(_SEARCH_ROUNDS):
+        found = epsilon * total
+        epsilon *= 1 - move if found > target else 1 + move
+        move *= 0.95
+        if abs(found - target) < 5:
+            break
+    return epsilon
+
+
+_SEARCH_ROUNDS = 1000
+"""The steps of the search have shrunk to nothing long before."""
 
 
 def _product(shape: tuple[int, ...]) -> int:
@@ -166,12 +256,12 @@ def count_at(density: float, size: int, conventions: AllocationConventions = DEF
     Raises
     ------
     ValueError
-        If it would be none: an empty tensor cuts the network.
+        If it would be none, and the conventions refuse that: an empty tensor cuts the network.
     """
-    count = rounded(density * size, conventions.initial_rounding)
-    if count < 1:
+    count = stored_at(size, 1 - density, conventions, density)
+    if count < 1 and conventions.kept_minimum == "refuse":
         raise _empty(name, size, density)
-    return min(count, size)
+    return count
 
 
 def _empty(name: str, size: int, density: float) -> ValueError:
@@ -208,10 +298,14 @@ def initial_supports(
         if density == 1:
             continue
         shape, rng = specs[name].shape, generator(seed, f"support/{name}")
-        if conventions.initial_count == "exact":
-            out[name] = exact_support(shape, count_at(density, specs[name].size, conventions, name), rng)
-        else:
+        if conventions.initial_count == "bernoulli":
             out[name] = bernoulli_support(shape, density, rng)
-            if not out[name].nnz:
+            if not out[name].nnz and conventions.kept_minimum == "refuse":
                 raise _empty(name, specs[name].size, density)
+            continue
+        count = count_at(density, specs[name].size, conventions, name)
+        if conventions.initial_count == "exact":
+            out[name] = exact_support(shape, count, rng)
+        else:
+            out[name] = Support(shape, np.unique(rng.integers(specs[name].size, size=count)))
     return out

@@ -26,7 +26,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
+from refimpl.kernels import topology
 from refimpl.methods.conventions import DEFAULT, Conventions
+from refimpl.rng import generator
 from refimpl.weights.carry import Exchange
 from refimpl.weights.parameters import Params, ParamSpec
 from refimpl.weights.sparse import SparseWeight, Weight, values_of
@@ -39,8 +41,11 @@ if TYPE_CHECKING:
 class Probe(Protocol):
     """What a method may ask of the model before training; it knows the data and the loss, the method does not."""
 
-    def loss_and_grads(self, params: Params) -> tuple[float, Grads]:
-        """Return the mean training loss over the scoring batch, and its gradients; each call takes the same batch."""
+    def loss_and_grads(self, params: Params, *, temperature: float = 1.0) -> tuple[float, Grads]:
+        """Return the mean training loss over the scoring batch, and its gradients; each call takes the same batch.
+
+        The logits are divided by the temperature. Works in the type of the parameters.
+        """
 
     def flow(self, params: Params) -> tuple[float, Grads]:
         r"""Return the sum of the outputs of the linear network of ``params`` for an input of ones, and its gradients.
@@ -81,6 +86,15 @@ class Method(Protocol):
 
         The result holds the model's parameters, some on a support that was chosen here, and may hold further trained
         arrays under names that the model does not have.
+        """
+
+    def adopt(self, params: Params) -> Params:
+        """Return the trained arrays that stand for weights from elsewhere, in place of what ``start`` returned.
+
+        Raises
+        ------
+        ValueError
+            If the method cannot begin with given weights.
         """
 
     def view(self, params: Params) -> Params:
@@ -141,6 +155,9 @@ class Method(Protocol):
     def rewind(self, params: Params, *, step: int) -> Rewind | None:
         """Tell whether training goes back to an earlier step, after the exchange of this one."""
 
+    def horizon(self, steps: int) -> int:
+        """Return over how many of a run's steps the learning rate runs its course: fewer if training goes back."""
+
     def settled(self, step: int) -> bool:
         """Tell whether A has the density that was asked for, from this step on; until then no model is the best."""
 
@@ -174,6 +191,10 @@ class BaseMethod:
 
     def start(self, params: Params, specs: Mapping[str, ParamSpec], probe: Probe | None = None, *, seed: int) -> Params:
         """Return the parameters as they were drawn."""
+        return params
+
+    def adopt(self, params: Params) -> Params:
+        """Return the parameters themselves."""
         return params
 
     def view(self, params: Params) -> Params:
@@ -224,11 +245,20 @@ class BaseMethod:
 
     def values_after(self, name: str, weight: Weight, exchange: Exchange, *, step: int, seed: int) -> np.ndarray:
         """Carry the values across by the rule of the conventions."""
-        return exchange.carry(values_of(weight).reshape(-1), self.conventions.value_rule)
+        values = exchange.carry(values_of(weight).reshape(-1), self.conventions.value_rule)
+        if self.conventions.grown_from == "normal-0.1":
+            anew = exchange.source < 0 if self.conventions.regrown == "reset" else exchange.source == topology.NEW
+            drawn = generator(seed, f"grown/{name}", step).standard_normal(np.count_nonzero(anew))
+            values[anew] = drawn.astype(values.dtype) / values.dtype.type(10)
+        return values
 
     def rewind(self, params: Params, *, step: int) -> Rewind | None:
         """Return None: training never goes back."""
         return None
+
+    def horizon(self, steps: int) -> int:
+        """Return all steps."""
+        return steps
 
     def settled(self, step: int) -> bool:
         """Return True: the density is there from the start."""

@@ -7,16 +7,18 @@ asked for two places at once); ties are resolved afterwards.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
 
 from refimpl.kernels import memory
-from refimpl.methods.conventions import DropConventions, rounded
+from refimpl.methods.conventions import DropConventions, kept_after
 
-Criterion = Callable[[np.ndarray, float, DropConventions], np.ndarray]
-"""``(values, drop fraction, conventions) -> indices`` into values, ascending."""
+Criterion = Callable[..., np.ndarray]
+"""``(values, drop fraction, conventions) -> indices`` into values, ascending. Where the conventions count by the
+density of a pool, its number of places is handed in too, as ``size``."""
 
 
 def drop_smallest(scores: np.ndarray, count: int, ties: Literal["exact", "threshold"] = "exact") -> np.ndarray:
@@ -89,7 +91,9 @@ def keep_largest(scores: np.ndarray, count: int) -> np.ndarray:
     return np.flatnonzero(stays)
 
 
-def by_magnitude(values: np.ndarray, fraction: float, conventions: DropConventions) -> np.ndarray:
+def by_magnitude(
+    values: np.ndarray, fraction: float, conventions: DropConventions, *, size: int | None = None
+) -> np.ndarray:
     r"""Drop the :math:`\mathrm{round}(f n)` smallest :math:`|w|` of a pool of n stored entries.
 
     Parameters
@@ -99,22 +103,33 @@ def by_magnitude(values: np.ndarray, fraction: float, conventions: DropConventio
     fraction : float
         :math:`f`.
     conventions : DropConventions
-        Of which ``drop_rounding`` and ``drop_ties`` are read.
+        Of which ``drop_of``, ``drop_rounding``, ``drop_width``, ``drop_ties`` and ``drop_none`` are read.
+    size : int, optional
+        Places of the pool, for the counts that go by its density.
     """
-    count = rounded(fraction * values.size, conventions.drop_rounding)
+    # A convention of another topic that also bounds drops; a caller with the drop topic alone has no such bound.
+    least = int(getattr(conventions, "kept_minimum", "none") == "one")
+    count = values.size - kept_after(values.size, fraction, conventions, size=size, minimum=least)
+    if not count and conventions.drop_ties == "threshold" and conventions.drop_none == "zeros":
+        return np.flatnonzero(values == 0)
     scores = np.abs(values, out=memory.empty(values.shape, values.dtype))
     return drop_smallest(scores, count, conventions.drop_ties)
 
 
-def by_sign(values: np.ndarray, fraction: float, conventions: DropConventions) -> np.ndarray:
+def by_sign(
+    values: np.ndarray, fraction: float, conventions: DropConventions, *, size: int | None = None
+) -> np.ndarray:
     """Drop the fraction of the positive weights, and that of the negative ones, which lie closest to zero.
 
     The two signs are counted apart, so that the balance between them is kept. A weight of exactly 0 counts as
-    positive. Arguments and result are those of :func:`by_magnitude`.
+    positive. Other programs' readings of the criterion are the convention ``signed_drop``. Arguments and result are
+    those of :func:`by_magnitude`.
     """
+    if conventions.signed_drop != "balanced":
+        return _as_programmed(values, fraction, conventions.signed_drop)
     negative = int(np.count_nonzero(values < 0))
     positive = values.size - negative
-    below, above = (rounded(fraction * n, conventions.drop_rounding) for n in (negative, positive))
+    below, above = (n - kept_after(n, fraction, conventions, size=size) for n in (negative, positive))
     _check_count(below, negative)
     _check_count(above, positive)
     if above:
@@ -135,3 +150,32 @@ def by_sign(values: np.ndarray, fraction: float, conventions: DropConventions) -
         _spare(goes, (values == low) & (values < 0), lower - below)
         _spare(goes, (values == high) & ~(values < 0), int(np.count_nonzero(goes)) - below - above)
     return np.flatnonzero(goes)
+
+
+def _as_programmed(values: np.ndarray, fraction: float, how: str) -> np.ndarray:
+    """Drop as one of the programs does whose signed criterion is another; see ``Conventions.signed_drop``."""
+    if not values.size:
+        return np.empty(0, np.int64)
+    _refuse_nan(values)
+    ranked = np.sort(values)
+    if how == "set-original":
+        n1, magnitude = values.size, np.abs(ranked)
+        first, last = int(magnitude.argmin()), n1 - int(magnitude[::-1].argmin())
+        low, high = int((1 - fraction) * first), int(min(n1 - 1, last + fraction * (n1 - last)))
+        return np.flatnonzero((values >= ranked[low]) & (values <= ranked[high]))
+    half = math.ceil(math.ceil(fraction * values.size) / 2)
+    if not half:
+        return np.empty(0, np.int64)
+    if how == "sparse-learning":
+        survivors = np.zeros(values.size, bool)
+        survivors[np.argsort(values, kind="stable")[:half]] = True
+        survivors[drop_smallest(np.abs(values), half)] = False
+        return np.flatnonzero(~survivors)
+    positive, negative = ranked[ranked > 0], ranked[ranked < 0]
+    stays = np.zeros(values.size, bool)
+    if positive.size:
+        stays |= values > positive[min(half, positive.size) - 1]
+    if negative.size:
+        threshold = negative[min(half, negative.size) - 1]
+        stays |= (values < threshold) if how == "itop" else (values > threshold) & (values < 0)
+    return np.flatnonzero(~stays)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from refimpl.kernels import topology
-from refimpl.methods.conventions import Conventions
+from refimpl.methods.conventions import Conventions, stored_again
 from refimpl.methods.drop import Criterion
 from refimpl.methods.grow import BestCandidates, Candidates, Ranked, draw_ranks
 from refimpl.methods.pools import Pool, Segment, linked
@@ -120,7 +120,8 @@ def propose(
     r"""Drop a fraction of each pool's entries and fill the pool up again.
 
     With :math:`n` entries stored in a pool and :math:`k` of them left by the drop, growth wants :math:`n - k`
-    (target *conserve*) or :math:`\max(0, n_0 - k)` (target *initial*).
+    (target *conserve*), :math:`\max(0, n_0 - k)` (target *initial*), or what the pool's density stands for instead of
+    :math:`n` (target *density*).
 
     Parameters
     ----------
@@ -153,12 +154,18 @@ def propose(
         goes, want = {}, {}
         for pool in group:
             values = values_in(pool, weights)
-            goes[pool.label] = _flagged(drop, values, fraction, conventions)
+            goes[pool.label] = _flagged(drop, values, fraction, conventions, pool.size)
             kept = values.size - int(np.count_nonzero(goes[pool.label]))
-            n0 = initial_nnz[pool.label] if conventions.growth_target == "initial" else values.size
-            want[pool.label] = max(0, n0 - kept)
+            want[pool.label] = max(0, _target(pool, values.size, conventions, initial_nnz) - kept)
         made |= _move(weights, group, goes, want, grow, forbid=conventions.regrow == "forbid")
     return {name: made[name] for name in weights}
+
+
+def _target(pool: Pool, stored: int, conventions: Conventions, initial_nnz: Mapping[str, int]) -> int:
+    """Return how many entries a pool is to have when it has grown."""
+    if conventions.growth_target == "density":
+        return stored_again(stored, pool.size, conventions)
+    return initial_nnz[pool.label] if conventions.growth_target == "initial" else stored
 
 
 def move(
@@ -273,10 +280,14 @@ def _chosen(growths: Sequence[Growth], grow: Grower | None) -> Sequence[np.ndarr
     return [np.empty(0, np.int64) for _ in growths]
 
 
-def _flagged(drop: Criterion, values: np.ndarray, fraction: float, conventions: Conventions) -> np.ndarray:
+_BY_DENSITY = ("kept-of-density", "kept-of-sparsity")
+
+
+def _flagged(drop: Criterion, values: np.ndarray, fraction: float, conventions: Conventions, size: int) -> np.ndarray:
     """Return a flag for each value, true for those that the criterion drops."""
     flags = np.zeros(values.size, bool)
-    dropped = drop(values, fraction, conventions)
+    places = {"size": size} if conventions.drop_of in _BY_DENSITY else {}
+    dropped = drop(values, fraction, conventions, **places)
     flags[dropped] = True
     if dropped.dtype != bool and np.count_nonzero(flags) != dropped.size:
         raise ValueError("a criterion can drop an entry once; the list of dropped entries holds one twice")

@@ -86,8 +86,8 @@ class RigL(DropAndGrow):
                 raise ValueError(
                     "a drop fraction that is a number starts a cosine; give end_step, the last step of exchanges, too"
                 )
-            drop_fraction = Cosine(drop_fraction, end_step)
-        super().__init__(allocation, drop_fraction, when or EverySteps(interval, end_step), conventions)
+            drop_fraction = Cosine.by(conventions, drop_fraction, end_step)
+        super().__init__(allocation, drop_fraction, when or EverySteps.by(conventions, interval, end_step), conventions)
 
     def needs_gradient(self, step: int) -> bool:
         """Tell whether an exchange is due at this step."""

@@ -7,6 +7,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, Protocol
 
+import numpy as np
+
+from refimpl.methods.conventions import TimingConventions, Width
+
 
 class When(Protocol):
     """Tells whether an exchange is due."""
@@ -33,7 +37,7 @@ class EveryEpoch:
 
 @dataclass(frozen=True)
 class EverySteps:
-    r"""At multiples of an interval before an end: :math:`t \bmod \Delta T = 0`, :math:`t < T_{\mathrm{end}}`.
+    r"""At multiples of an interval within a window: :math:`t \bmod \Delta T = 0`, :math:`t < T_{\mathrm{end}}`.
 
     Attributes
     ----------
@@ -41,19 +45,53 @@ class EverySteps:
         :math:`\Delta T`, in training steps.
     end_step : int or None
         :math:`T_{\mathrm{end}}`, itself excluded; None for no end.
+    begin : int
+        The first step at which an exchange may be due.
+    period : {"multiples", "from-begin", "since-last"}
+        Whether the steps are counted from 0, from the begin, or from the last exchange. The last two agree as long as
+        every step is asked about; before the first exchange, ``"since-last"`` is due at the begin.
+    zero : {"never", "if-due"}
+        Whether an exchange may be due at step 0.
+    end : {"exclusive", "inclusive", "none"}
+        Whether one may be due at ``end_step``, or even after it.
+
+    Raises
+    ------
+    ValueError
+        If the interval is below 1.
     """
 
     interval: int
     end_step: int | None = None
+    begin: int = 0
+    period: Literal["multiples", "from-begin", "since-last"] = "multiples"
+    zero: Literal["never", "if-due"] = "never"
+    end: Literal["exclusive", "inclusive", "none"] = "exclusive"
 
     def __post_init__(self) -> None:
         if self.interval < 1:
             raise ValueError(f"the interval between exchanges is {self.interval} steps; give at least 1")
 
+    @classmethod
+    def by(
+        cls, conventions: TimingConventions, interval: int, end_step: int | None = None, begin: int = 0
+    ) -> EverySteps:
+        """Return the schedule whose window and period the conventions define."""
+        return cls(
+            interval, end_step, begin, conventions.update_period, conventions.update_zero, conventions.update_end
+        )
+
     def __call__(self, *, step: int, epoch_end: bool) -> bool:
         """Answer as :class:`When` says."""
-        ended = self.end_step is not None and step >= self.end_step
-        return not epoch_end and step > 0 and step % self.interval == 0 and not ended
+        if epoch_end or step < max(self.begin, int(self.zero == "never")):
+            return False
+        bounded = self.end_step is not None and self.end != "none"
+        if bounded and step >= (self.end_step or 0) + (self.end == "inclusive"):
+            return False
+        if self.period == "since-last":
+            first = max(self.begin, int(self.zero == "never"))
+            return (step - first) % self.interval == 0
+        return (step - (self.begin if self.period == "from-begin" else 0)) % self.interval == 0
 
 
 def _check(fraction: float) -> None:
@@ -102,6 +140,10 @@ class Cosine:
     past : {"hold", "rise"}
         After :math:`T`: stay at the floor, or follow the formula up again, as torch does. Selfish-RNN's
         recipes run a few steps past :math:`T`.
+    origin : int
+        The step at which the cosine begins; before it the fraction is the initial one.
+    width : {"float64", "float32"}
+        Precision in which the closed form is evaluated.
 
     Raises
     ------
@@ -125,6 +167,8 @@ class Cosine:
     floor: float = 0.0
     form: Literal["closed", "recursive"] = "closed"
     past: Literal["hold", "rise"] = "hold"
+    origin: int = 0
+    width: Width = "float64"
 
     def __post_init__(self) -> None:
         _check(self.initial)
@@ -138,10 +182,43 @@ class Cosine:
             if value not in choices:
                 raise ValueError(f"{option} of the drop fraction is {value!r}; give {' or '.join(map(repr, choices))}")
 
+    @classmethod
+    def by(
+        cls, conventions: TimingConventions, initial: float, end: int, *, begin: int = 0, total: int | None = None
+    ) -> Cosine:
+        """Return the cosine that the conventions define.
+
+        Parameters
+        ----------
+        conventions : TimingConventions
+            Of which the fields ``cosine_*`` and ``fraction_width`` are read.
+        initial : float
+            The drop fraction at the beginning.
+        end, begin : int
+            The window of exchanges.
+        total : int, optional
+            Steps of the whole run, for ``cosine_span="run"``; by default ``end``.
+        """
+        spans = {"end": end, "window": end - begin, "run": end if total is None else total}
+        return cls(
+            initial,
+            spans[conventions.cosine_span],
+            floor=float(conventions.cosine_floor),
+            form=conventions.cosine_form,
+            past=conventions.cosine_past,
+            origin=begin if conventions.cosine_origin == "begin" else 0,
+            width=conventions.fraction_width,
+        )
+
     def __call__(self, step: int) -> float:
         """Return the drop fraction at a step."""
+        step = max(0, step - self.origin)
         if self.past == "hold":
             step = min(step, self.steps)
+        if self.form == "closed" and self.width == "float32":
+            one, length = np.float32(1), np.float32(self.steps)
+            wave = one + np.cos(np.float32(math.pi) * np.float32(step) / length)
+            return float(np.float32(self.floor) + np.float32(self.initial - self.floor) / np.float32(2) * wave)
         if self.form == "closed":
             return self.floor + (self.initial - self.floor) * (1 + math.cos(math.pi * step / self.steps)) / 2
         periods = 1 + step // self.steps

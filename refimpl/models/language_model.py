@@ -8,9 +8,10 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from refimpl import kernels
 from refimpl.layers import cross_entropy, dropout, embedding, linear, lstm
 from refimpl.rng import Draws, generator
-from refimpl.weights import Grads, Params, ParamSpec, Support, draw_uniform
+from refimpl.weights import Grads, LinearGrad, Params, ParamSpec, Support, add_to, draw_uniform, values_of
 
 States = list[lstm.State]
 
@@ -79,6 +80,7 @@ class LanguageModel:
             fan_out=e,
             columns_per_sample=float(self.tied),
             layer="encoder",
+            source=f"rnn.{self.layers - 1}" if self.tied else "",
         )
         specs = [lookup]
         for k in range(self.layers):
@@ -199,6 +201,68 @@ class LanguageModel:
             dx = below
         embedding.backward(dropout.backward(dx, caches.masks[0]), caches.embedding, grads)
         return loss, grads, states
+
+    def flow(self, params: Params, *, steps: int = 2) -> tuple[float, Grads]:
+        r"""Return the flow R of the linear network of the weights and its gradients, as SynFlow needs them.
+
+        SynFlow is published for feed-forward networks. This is the definition for this model: every token is read at
+        once, the four gates of a layer are added instead of combined, nothing is squashed, biases are left out, and
+        the outputs of all time steps are added:
+
+        .. math::
+            x_t = W_e^\top 1, \qquad
+            h_t = \sum_{g \in \{i, f, g, o\}} \bigl(W_{ih}^g x_t + W_{hh}^g h_{t-1}\bigr), \quad h_0 = 0, \qquad
+            R = \sum_{t=1}^{T} 1^\top W_d\, h_t^{(L)}
+
+        A path passes the embedding, each :math:`W_{ih}` and the decoder once, a :math:`W_{hh}` up to T − 1 times.
+        For magnitudes therefore :math:`\sum w \odot \partial R / \partial w` is R for each of the former (2R for a tied
+        embedding), and at most (T − 1) R for :math:`W_{hh}`.
+
+        Parameters
+        ----------
+        params : Params
+            Dense or sparse; biases are not read. Float64: R grows with the product of all sizes.
+        steps : int
+            T; two are the fewest that let the recurrent weights carry flow.
+
+        Returns
+        -------
+        flow : float
+            R.
+        grads : Grads
+            Of the weights.
+        """
+        size, encoder = self.hidden_size, params["encoder.weight"]
+        ones = np.ones((self.vocabulary, 1), values_of(encoder).dtype)
+        x = np.stack([kernels.matmul_t(encoder, ones)] * steps)  # (T, E, 1)
+        inputs, before = [], []
+        for k in range(self.layers):
+            ih, hh, *_ = lstm.names(k)
+            driven = kernels.matmul(params[ih], x)  # (T, 4H, 1)
+            h = np.zeros((steps + 1, size, 1), ones.dtype)
+            for t in range(steps):
+                gates = driven[t] + kernels.matmul(params[hh], h[t])
+                h[t + 1] = gates.reshape(len(lstm.GATES), size, 1).sum(axis=0)
+            inputs.append(x)
+            before.append(h[:-1])
+            x = h[1:]
+        y, cache = linear.forward(params, self.decoder, None, x)
+
+        grads: Grads = {}
+        dy = linear.backward(np.ones(y.shape, ones.dtype), cache, grads)
+        assert dy is not None
+        for k in reversed(range(self.layers)):
+            ih, hh, *_ = lstm.names(k)
+            d_gates = np.empty((steps, len(lstm.GATES) * size, 1), ones.dtype)
+            later = np.zeros((size, 1), ones.dtype)
+            for t in reversed(range(steps)):
+                d_gates[t] = np.tile(dy[t] + later, (len(lstm.GATES), 1))
+                later = kernels.matmul_t(params[hh], d_gates[t])
+            add_to(grads, ih, LinearGrad(params[ih].shape, d_gates, inputs[k]))
+            add_to(grads, hh, LinearGrad(params[hh].shape, d_gates, before[k]))
+            dy = kernels.matmul_t(params[ih], d_gates)
+        add_to(grads, "encoder.weight", LinearGrad(encoder.shape, ones, dy.sum(axis=0)))
+        return float(y.sum()), grads
 
     def logits(self, params: Params, tokens: np.ndarray, states: States) -> tuple[np.ndarray, States]:
         """Return the scores (T, V, B) of the next word after each token, and the state after the window."""

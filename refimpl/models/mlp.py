@@ -12,7 +12,7 @@ import numpy as np
 from refimpl import kernels
 from refimpl.layers import linear, relu
 from refimpl.rng import generator
-from refimpl.weights import Grads, Params, ParamSpec, Support, draw_uniform
+from refimpl.weights import Grads, Params, ParamSpec, Support, draw_uniform, values_of
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,20 @@ class MLP:
     def layers(self) -> int:
         """Number of linear maps."""
         return len(self.sizes) - 1
+
+    @property
+    def input_shape(self) -> tuple[int]:
+        """Shape of one input: (features,)."""
+        return (self.sizes[0],)
+
+    @property
+    def output(self) -> tuple[str, str]:
+        """Names of the weight and the bias that give the scores."""
+        return names(self.layers - 1)
+
+    def describe(self) -> str:
+        """Return in a few words what it is."""
+        return f"MLP, {'-'.join(map(str, self.sizes))}"
 
     def specs(self) -> dict[str, ParamSpec]:
         """Describe every parameter, in the order of a PyTorch state dict."""
@@ -129,6 +143,37 @@ class MLP:
             if dx is not None:
                 dy, sums = relu.backward(dx, caches[k].x, in_place=True)
         return loss, grads
+
+    def flow(self, params: Params) -> tuple[float, Grads]:
+        r"""Return :math:`R = 1^\top W_L \cdots W_1 1` and its gradients, as SynFlow needs them for magnitudes.
+
+        The linear network of the weights, without biases and rectifiers, for an input of ones.
+        Source: Tanaka, Kunin, Yamins, Ganguli, NeurIPS 2020.
+
+        Parameters
+        ----------
+        params : Params
+            Dense or sparse; biases are not read. Float64 for networks of many layers.
+
+        Returns
+        -------
+        flow : float
+            R, the sum of the outputs.
+        grads : Grads
+            Of the weights.
+        """
+        x = np.ones((self.sizes[0], 1), values_of(params[names(0)[0]]).dtype)  # (C, 1)
+        caches = []
+        for k in range(self.layers):
+            x, cache = linear.forward(params, names(k)[0], None, x)
+            caches.append(cache)
+        grads: Grads = {}
+        dy = np.ones_like(x)
+        for k in reversed(range(self.layers)):
+            dx = linear.backward(dy, caches[k], grads, input_gradient=k > 0)
+            if dx is not None:
+                dy = dx
+        return float(x.sum()), grads
 
     def logits(self, params: Params, x: np.ndarray) -> np.ndarray:
         """Return the scores of the classes (classes, batch) for ``x`` (features, batch)."""

@@ -21,6 +21,7 @@ from refimpl.methods.base import Method
 from refimpl.methods.conventions import Conventions
 from refimpl.methods.onestep import ArrayGradient
 from refimpl.weights.carry import Exchange
+from refimpl.weights.gradient import Grads
 from refimpl.weights.parameters import Params, ParamSpec
 from refimpl.weights.sparse import SparseWeight, support_of, values_of
 from refimpl.weights.support import Support
@@ -204,7 +205,8 @@ def _check_sets(method: Method, case: Case, params: Params) -> None:
         dense = weight.dense() if isinstance(weight, SparseWeight) else weight
         picture = dense.reshape(-1)[forward.flat]
         assert np.array_equal(values_of(seen[name]).reshape(-1), picture), f"the view of {name} has other values"
-    pulled = method.pull(params, _gradients(case) | _bias_gradients(case))
+    grads: Grads = {**_gradients(case), **_bias_gradients(case)}
+    pulled = method.pull(params, grads)
     for name, weight in params.items():
         moved = method.update_support(name, params)
         size = values_of(weight).size if moved is None else moved.nnz

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from refimpl.training.evaluate import mean_loss
 from refimpl.training.loop import Run
 from refimpl.weights import Params, ParamSpec, SparseWeight, Support, Weight, values_of
 
@@ -25,7 +24,7 @@ def begin_with(run: Run, params: Params) -> None:
     Raises
     ------
     ValueError
-        If a name, shape or type is not the model's.
+        If a name, shape or type is not the model's, or the method cannot begin with given weights.
     """
     given = dict(params)
     if run.config.model.tied and "decoder.weight" in given:
@@ -36,8 +35,10 @@ def begin_with(run: Run, params: Params) -> None:
             raise ValueError(f"the weights hold {name!r}, which the model does not have; {_ADVICE}")
     for name, spec in specs.items():
         _check(given.get(name), spec, np.dtype(run.config.dtype))
-    run.state.best = mean_loss(run.trainer.model, given, run.corpus.valid, run.config.data.eval_batch_size)
-    run.state.params = {name: _fit(given[name], fresh) for name, fresh in run.state.params.items()}
+    run.state.best = run.task.evaluate(given, "valid")["loss"]
+    fresh = run.state.params  # a method may train more than the model's parameters
+    fitted = {name: _fit(given[name], weight) if name in given else weight for name, weight in fresh.items()}
+    run.state.params = run.trainer.method.adopt(fitted)
     run.trainer.fresh_slots()
 
 

@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 
-from refimpl.methods import (
-    SET,
-    Allocation,
-    BaseMethod,
-    Conventions,
-    Dense,
-    RigL,
-    Selfish,
-    Static,
-    TopKAST,
-    density_from_sparsity,
-    profile,
-)
-from refimpl.methods.schedule import Cosine as CosineFraction
+from refimpl.methods import BaseMethod, Conventions, profile
+from refimpl.methods.conventions import require_sparse
+from refimpl.models.classifier import Network
 from refimpl.models.language_model import LanguageModel
+from refimpl.models.mlp import MLP
 from refimpl.optim import (
     SGD,
     Constant,
@@ -32,6 +23,7 @@ from refimpl.optim import (
     StepDecay,
     make_optimizer,
 )
+from refimpl.training.build_method import Plan, build_method
 from refimpl.training.config import Config
 
 AnyOptimizer = Optimizer | LeakingASGD
@@ -39,10 +31,15 @@ LearningRate = Callable[[int, int], float]
 """Learning rate as a function of the steps and the epochs that are done."""
 
 
-def make_model(config: Config, vocabulary: int) -> LanguageModel:
-    """Return the model of a configuration."""
-    options = {f.name: getattr(config.model, f.name) for f in dataclasses.fields(config.model) if f.name != "name"}
-    return LanguageModel(vocabulary, **options)
+def make_language_model(config: Config, vocabulary: int) -> LanguageModel:
+    """Return the language model of a configuration."""
+    known = {f.name for f in dataclasses.fields(LanguageModel)}
+    return LanguageModel(vocabulary, **{name: v for name, v in vars(config.model).items() if name in known})
+
+
+def make_network(config: Config, shape: tuple[int, ...], classes: int) -> Network:
+    """Return the network of a configuration that classifies, for inputs of a shape (channels, height, width)."""
+    return MLP((math.prod(shape), *config.model.sizes, classes))
 
 
 def make_conventions(config: Config) -> Conventions:
@@ -55,29 +52,18 @@ def make_conventions(config: Config) -> Conventions:
     return dataclasses.replace(chosen, **config.method.convention)  # type: ignore[arg-type]
 
 
-def make_method(config: Config, total_steps: int) -> BaseMethod:
-    """Return the method of a configuration, for a run of ``total_steps`` training steps."""
-    options, conventions = config.method, make_conventions(config)
-    if options.name == "dense":
-        return Dense(conventions)
-    density = density_from_sparsity(options.sparsity)
-    allocation = Allocation(density, options.allocation)
-    cosine = CosineFraction(options.drop_fraction, max(total_steps, 1), options.drop_fraction_floor)
-    end = max(1, round(options.end_fraction * total_steps))
-    match options.name:
-        case "static":
-            return Static(allocation, conventions)
-        case "set":
-            return SET(allocation, cosine, conventions=conventions)
-        case "selfish":
-            return Selfish(allocation, cosine, conventions=conventions)
-        case "rigl":
-            return RigL(
-                allocation, options.drop_fraction, interval=options.interval, end_step=end, conventions=conventions
-            )
-        case "topkast":
-            exploration = options.sparsity - options.backward_sparsity
-            return TopKAST(allocation, exploration=exploration, refresh=options.refresh, conventions=conventions)
+def make_method(config: Config, total_steps: int, steps_per_epoch: int | None = None) -> BaseMethod:
+    """Return the method of a configuration, for a run of ``total_steps`` training steps.
+
+    Raises
+    ------
+    ValueError
+        If an option of the method is outside its range, or the conventions need what a sparse run does not store.
+    """
+    conventions = make_conventions(config)
+    require_sparse(conventions)
+    steps = max(total_steps, 1)
+    return build_method(Plan(config.method, conventions, steps, steps_per_epoch or steps))
 
 
 def make_optimizers(config: Config) -> tuple[AnyOptimizer, AnyOptimizer | None]:

@@ -8,7 +8,8 @@ import math
 import numbers
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, get_args, get_origin
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 Scalar = str | bool | int | float
 
@@ -47,6 +48,8 @@ Fraction = Annotated[float, Interval(0, 1)]
 ProperFraction = Annotated[float, Interval(0, 1, "[)")]
 Count = Annotated[int, Interval(1)]
 CountOrZero = Annotated[int, Interval(0)]
+Auto = Literal["auto"]
+"""Stands for a default that depends on other options; the option's documentation says on which."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -72,6 +75,10 @@ def accepted(annotation: Any) -> str:
     if origin is Literal:
         *others, last = map(repr, arguments)
         return f"{', '.join(others)} or {last}" if others else last
+    if origin is UnionType or origin is Union:
+        return " or ".join(map(accepted, arguments))
+    if origin is tuple and arguments[-1] is ...:
+        return f"a list of one or more entries, each {accepted(arguments[0])}"
     if origin is tuple:
         return f"a list of {len(arguments)} entries, each {accepted(arguments[0])}"
     if origin is Mapping:
@@ -100,8 +107,14 @@ def checked(key: str, annotation: Any, value: Any) -> Any:
             close = difflib.get_close_matches(value, arguments, n=1)
             hint = f" (the nearest is {close[0]!r})" if close else ""
             raise ValueError(f"{key} is {shown(value)}; give {accepted(base)}{hint}")
+    elif origin is UnionType or origin is Union:
+        for alternative in arguments:
+            with contextlib.suppress(ValueError):
+                return checked(key, alternative, value)
     elif origin is tuple:
-        if isinstance(value, list | tuple) and len(value) == len(arguments):
+        if arguments[-1] is ... and isinstance(value, list | tuple) and value:
+            arguments = arguments[:1] * len(value)
+        if isinstance(value, list | tuple) and len(value) == len(arguments) and arguments[-1] is not ...:
             return tuple(checked(f"{key}[{i}]", a, v) for i, (a, v) in enumerate(zip(arguments, value)))
     elif origin is Mapping:
         if isinstance(value, Mapping):

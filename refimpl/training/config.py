@@ -15,11 +15,14 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from refimpl.training.checks import Interval, accepts_text, checked, nearest, shown
-from refimpl.training.sections import Data, Method, Model, Optimizer, Section, Training, annotations_of
+from refimpl.training.method_section import Method
+from refimpl.training.sections import Data, Model, Optimizer, Section, Training, annotations_of
 
 SECTIONS: dict[str, type[Section]] = {cls.table: cls for cls in (Data, Model, Method, Optimizer, Training)}
 FREE_TO_CHANGE = frozenset({"data.corpus", "training.checkpoint_every", "training.keep", "training.threads"})
 """Settings that a resumed run may change: its numbers stay the same (a corpus is known by its sha256)."""
+MODELS: dict[str, tuple[str, ...]] = {"language-model": ("lstm",), "classification": ("mlp",)}
+"""Which models learn which task."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +31,8 @@ class Config:
 
     Attributes
     ----------
-    task : {"language-model"}
-        What is learnt.
+    task : {"language-model", "classification"}
+        What is learnt: the next word of a text, or the class of an image. The model must be one for it.
     seed : int
         Seed of every draw, from 0 to 2**64 − 1.
     dtype : {"float32", "float64"}
@@ -45,7 +48,7 @@ class Config:
     """
 
     SCALARS: ClassVar[tuple[str, ...]] = ("task", "seed", "dtype")
-    task: Literal["language-model"] = "language-model"
+    task: Literal["language-model", "classification"] = "language-model"
     seed: Annotated[int, Interval(0, 2**64, "[)")] = 1111
     dtype: Literal["float32", "float64"] = "float32"
     data: Data = field(default_factory=Data)
@@ -62,6 +65,14 @@ class Config:
             table = getattr(self, name)
             if not isinstance(table, cls):
                 raise ValueError(f"{name} is {shown(table)}; give a {cls.__name__}, or use Config.from_dict")
+        if self.model.name not in MODELS[self.task]:
+            own = next(task for task, models in MODELS.items() if self.model.name in models)
+            raise ValueError(
+                f"task is {self.task!r} and model.name is {self.model.name!r}; give task={own} for that model, or for "
+                f"that task model={' or '.join(MODELS[self.task])}"
+            )
+        if self.data.augment and self.task != "classification":
+            raise ValueError(f"data.augment is true and task is {self.task!r}; set it to false, it is for images")
 
     @classmethod
     def from_dict(cls, tables: Mapping[str, Any]) -> Config:

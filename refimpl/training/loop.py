@@ -1,4 +1,4 @@
-"""The training loop: epochs of windows, validation, trigger, exchange, metrics, checkpoints.
+"""The training loop: epochs of batches, validation, trigger, exchange, metrics, checkpoints.
 
 A run that was stopped at any moment, by Ctrl-C, by a kill or by a power cut, resumes from its last checkpoint and comes
 to the same bits as one that never stopped.
@@ -10,23 +10,22 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
 
-from refimpl.datasets import Corpus, batchify, load_default_corpus, load_text_folder, windows
 from refimpl.kernels import threads
 from refimpl.optim import triggered
-from refimpl.training import checkpoint
-from refimpl.training.build import make_learning_rate, make_method, make_model, make_optimizers
+from refimpl.training import checkpoint, flops
+from refimpl.training.build import make_learning_rate, make_method, make_optimizers
 from refimpl.training.config import Config
-from refimpl.training.evaluate import mean_loss, perplexity
+from refimpl.training.corpora import open_corpus
 from refimpl.training.metrics import MetricsWriter
-from refimpl.training.probe import LanguageProbe
 from refimpl.training.run_folder import RunFolder
 from refimpl.training.state import State, pack, unpack
+from refimpl.training.task import Batch, Data, make_task
 from refimpl.training.trainer import NonFiniteLossError, StepResult, Trainer
 from refimpl.weights import Exchange, SparseWeight, density_of
 
@@ -51,18 +50,13 @@ class Observer:
         """The run has come to its end, or was asked to stop."""
 
 
-def load_corpus(config: Config) -> Corpus:
-    """Return the corpus of a configuration."""
-    return load_default_corpus() if config.data.corpus == "default" else load_text_folder(config.data.corpus)
-
-
 class Run:
-    """A run: a configuration, a corpus and a state that moves, with or without a folder.
+    """A run: a configuration, a corpus (a text, or images) and a state that moves, with or without a folder.
 
     Parameters
     ----------
     config : Config
-    corpus : Corpus, optional
+    corpus : Corpus or Images, optional
         By default the one that the configuration names.
     folder : RunFolder, optional
         Where metrics and checkpoints go; without it nothing is written. If it holds checkpoints, the run goes on from
@@ -71,34 +65,27 @@ class Run:
     Raises
     ------
     ValueError
-        If the corpus is shorter than one batch or window, the method does not fit the model, or the folder's data or
-        checkpoint belong to another run.
+        If the corpus is not of the task's kind, or shorter than one batch or window, the method does not fit the
+        model, or the folder's data or checkpoint belong to another run.
     """
 
-    def __init__(self, config: Config, corpus: Corpus | None = None, folder: RunFolder | None = None) -> None:
+    def __init__(self, config: Config, corpus: Data | None = None, folder: RunFolder | None = None) -> None:
         self.config = config
-        self.corpus = load_corpus(config) if corpus is None else corpus
+        self.corpus = open_corpus(config) if corpus is None else corpus
         self.folder: RunFolder | None = None
         options = config.training
-        self.windows = windows(batchify(self.corpus.train, options.batch_size), options.bptt)
-        for name, text in (("validation", self.corpus.valid), ("test", self.corpus.test)):
-            columns = config.data.eval_batch_size
-            if text.size < 2 * columns:  # each column predicts all its tokens but the first
-                raise ValueError(
-                    f"the {name} text has {text.size} tokens, too few for data.eval_batch_size = {columns}; "
-                    f"choose half as many columns as there are tokens at most, or give a longer text"
-                )
-        self.steps_per_epoch = len(self.windows)
+        self.task = make_task(config, self.corpus)
+        self.steps_per_epoch = self.task.steps_per_epoch
         whole = options.epochs * self.steps_per_epoch
         self.total_steps = min(whole, options.max_steps) if options.max_steps else whole
-        model = make_model(config, self.corpus.vocabulary_size)
         optimizer, averaging = make_optimizers(config)
+        method = make_method(config, self.total_steps, self.steps_per_epoch)
         self.trainer = Trainer.begin(
-            model,
-            make_method(config, self.total_steps),
+            self.task.model,
+            method,
             optimizer,
-            make_learning_rate(config, self.steps_per_epoch, self.total_steps),
-            probe=LanguageProbe(model, *self.windows[0], config.seed),
+            make_learning_rate(config, self.steps_per_epoch, method.horizon(self.total_steps)),
+            probe=self.task.probe(),
             steps_per_epoch=self.steps_per_epoch,
             batch=options.batch_size,
             dtype=np.dtype(config.dtype),
@@ -107,7 +94,7 @@ class Run:
             clip=config.optimizer.clip,
         )
         self.seconds = 0.0  # spent in training steps by this process
-        self.tokens = 0  # trained on by this process
+        self.samples = 0  # trained on by this process
         self.stop_asked = False
         self._metrics: MetricsWriter | None = None
         self._saved_step = -1
@@ -152,7 +139,7 @@ class Run:
         with threads.one_blas_thread():
             observer.started(self)
             while not self.done and not self.stop_asked:
-                self._train_window(observer)
+                self._train_batch(observer)
                 ended = self.state.window == self.steps_per_epoch or self.done
                 if ended:
                     self._end_epoch(observer)
@@ -164,8 +151,13 @@ class Run:
             observer.finished(self)
         return "finished" if self.done else "stopped"
 
-    def _train_window(self, observer: Observer) -> None:
-        inputs, targets = self.windows[self.state.window]
+    @property
+    def batches(self) -> Sequence[Batch]:
+        """The (inputs, targets) of the epoch that is under way, in order."""
+        return self.task.batches(self.state.epoch - self.state.origin_epoch)
+
+    def _train_batch(self, observer: Observer) -> None:
+        inputs, targets = self.batches[self.state.window]
         start = time.perf_counter()
         try:
             result = self.trainer.step(inputs, targets)
@@ -173,7 +165,7 @@ class Run:
             where = self._save_not_finite()
             raise NonFiniteLossError(f"{error}{where}") from None
         self.seconds += time.perf_counter() - start
-        self.tokens += inputs.size
+        self.samples += targets.size
         step = self.state.step
         if step % STEPS_BETWEEN_RECORDS == 0:
             record = {
@@ -191,7 +183,8 @@ class Run:
     def _end_epoch(self, observer: Observer) -> None:
         trainer, state, options = self.trainer, self.state, self.config.optimizer
         evaluated = trainer.evaluated()
-        loss = mean_loss(trainer.model, evaluated, self.corpus.valid, self.config.data.eval_batch_size)
+        scores = self.task.evaluate(evaluated, "valid")
+        loss = scores["loss"]
         # A model that is still denser than was asked for is kept only until the next one.
         if loss < state.best or not state.settled:
             state.best = loss
@@ -207,12 +200,12 @@ class Run:
             "epoch": state.epoch + 1,
             "step": state.step,
             "train_loss": state.loss_sum / max(state.loss_count, 1),
-            "valid_loss": loss,
-            "valid_perplexity": perplexity(loss),
+            **{f"valid_{name}": value for name, value in scores.items()},
             "lr": self._lr(),
             "averaging": state.averaging,
             "trigger": fires,
-            "flops": state.flops,
+            "flops": flops.total(state.flops["executed"]),
+            "flops_terms": dict(state.flops["executed"]),
             "density": {
                 name: density_of(w)
                 for name, w in trainer.method.view(state.params).items()
@@ -226,7 +219,8 @@ class Run:
             state.history.append(loss)
         exchanges = trainer.end_epoch(triggered=fires)
         record["exchanged"] = exchange_counts(exchanges)
-        self._record({**record, "seconds": self.seconds, "tokens_per_second": self.tokens / max(self.seconds, 1e-9)})
+        speed = {f"{self.task.unit}_per_second": self.samples / max(self.seconds, 1e-9)}
+        self._record({**record, "seconds": self.seconds, **speed})
         observer.evaluated(self, record)
 
     def gate_densities(self) -> dict[str, dict[str, float]]:

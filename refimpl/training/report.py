@@ -1,4 +1,4 @@
-"""What a finished run came to: perplexity, sparsity, operations and time, as data and as text."""
+"""What a finished run came to: perplexity or accuracy, sparsity, operations and time, as data and as text."""
 
 from __future__ import annotations
 
@@ -10,29 +10,24 @@ from typing import Any
 
 import numpy as np
 
-from refimpl.datasets import Corpus
 from refimpl.kernels import threads
 from refimpl.methods import BaseMethod, Dense
-from refimpl.models.language_model import LanguageModel
-from refimpl.training import checkpoint, flops
+from refimpl.training import checkpoint, flop_account, flops
 from refimpl.training.config import Config
-from refimpl.training.evaluate import mean_loss, perplexity
 from refimpl.training.loop import Run
 from refimpl.training.state import State
+from refimpl.training.task import Data, Scores, Task, make_task
 from refimpl.training.trainer import Trainer
-from refimpl.weights import Params, ParamSpec, SparseWeight, Weight, support_of, values_of
+from refimpl.weights import Params, ParamSpec, SparseWeight, Weight, support_of
 
 REPEATS = 5
 BUDGET = 6.0
 """Seconds after which no further pair of steps is measured."""
 
 
-@dataclass(frozen=True)
-class Perplexity:
-    """What a model reaches on the two texts that it was not trained on."""
-
-    valid: float
-    test: float
+def shown(measure: str, value: float) -> str:
+    """Return a score as reports write it."""
+    return f"{value:.4f}" if measure == "accuracy" else f"{value:.2f}"
 
 
 @dataclass(frozen=True)
@@ -67,9 +62,13 @@ class Report:
     ----------
     method : str
         Name of the method of sparse training.
-    steps, total_steps, tokens : int
-        Training steps done and planned, and tokens trained on.
-    perplexity : Perplexity
+    steps, total_steps, samples : int
+        Training steps done and planned, and samples trained on.
+    unit : str
+        What the samples are: ``"tokens"``, ``"images"``.
+    measure : str
+        The score that is shown: ``"perplexity"``, ``"accuracy"``.
+    scores : Scores
         Of the best checkpoint (over both phases of an averaging optimizer), or of the present state in a run without
         one.
     tensors : dict of str to TensorReport
@@ -77,9 +76,13 @@ class Report:
     flops_training : float
         Operations executed, as a fraction of what dense training executes on the same tokens.
     flops_published : float
-        The same fraction by the literature's formula for one step, at the final densities.
+        The same fraction as the literature counts it, step by step; see `refimpl.training.published`.
+    flops_formula : str
+        The formula that this is.
     flops_inference : float
         Operations of inference as a fraction of the dense model's.
+    flops_terms : dict of str to float
+        Operations executed, by what they were for; the keys are those of `refimpl.training.flops.TERMS`.
     step_seconds : dict of str to float
         Median time of a training step of this model, by ``"sparse"`` and ``"dense"``; the second alone for dense
         training.
@@ -88,12 +91,16 @@ class Report:
     method: str
     steps: int
     total_steps: int
-    tokens: int
-    perplexity: Perplexity
+    samples: int
+    unit: str
+    measure: str
+    scores: Scores
     tensors: dict[str, TensorReport]
     flops_training: float
     flops_published: float
+    flops_formula: str
     flops_inference: float
+    flops_terms: dict[str, float]
     step_seconds: dict[str, float]
 
     def to_dict(self) -> dict[str, Any]:
@@ -102,7 +109,7 @@ class Report:
 
     def text(self) -> str:
         """Return the report as people read it."""
-        return "\n".join([*_perplexity_lines(self), "", *_tensor_lines(self), "", *_cost_lines(self)])
+        return "\n".join([*_score_lines(self), "", *_tensor_lines(self), "", *_cost_lines(self)])
 
 
 def report(run: Run, *, repeats: int = REPEATS) -> Report:
@@ -117,36 +124,44 @@ def report(run: Run, *, repeats: int = REPEATS) -> Report:
     """
     trainer, specs = run.trainer, run.trainer.specs
     params = best_params(run)
-    used, graded = trainer.used(), trainer.graded()
+    used = trainer.used()
     dense = {name: specs[name].size for name in used}
-    tokens = tokens_trained(run)
-    whole = flops.step(specs, dense, dense, tokens)
-    interval = run.config.method.interval
-    published = flops.published_step(specs, trainer.method.name, used, graded, interval)
+    training = flop_account.fractions(run.state.flops, specs)
     return Report(
         method=trainer.method.name,
         steps=run.state.step,
         total_steps=run.total_steps,
-        tokens=tokens,
-        perplexity=evaluate(run.config, trainer.model, params, run.corpus),
+        samples=run.task.samples(run.state.step),
+        unit=run.task.unit,
+        measure=run.task.measure,
+        scores=scores_of(run.task, params, run.config.training.threads),
         tensors=tensor_reports(specs, params),
-        flops_training=run.state.flops / whole if whole else float("nan"),
-        flops_published=published / flops.published_step(specs, "dense", dense, dense),
+        flops_training=training["executed"],
+        flops_published=training["published"],
+        flops_formula=trainer.counter.formula.text,
         flops_inference=flops.forward(specs, used) / flops.forward(specs, dense),
+        flops_terms=dict(run.state.flops["executed"]),
         step_seconds=step_seconds(run, repeats) if repeats else {},
     )
 
 
-def evaluate(config: Config, model: LanguageModel, params: Params, corpus: Corpus) -> Perplexity:
-    """Return the perplexities of a model on the validation and the test text of a corpus."""
-    if config.training.threads:
-        threads.set_count(config.training.threads)
+def evaluate(config: Config, params: Params, corpus: Data) -> Scores:
+    """Return what the parameters of a run's model are worth on the validation and the test part of its data.
+
+    Raises
+    ------
+    ValueError
+        If the data are not of the configuration's task, or too few.
+    """
+    return scores_of(make_task(config, corpus), params, config.training.threads)
+
+
+def scores_of(task: Task, params: Params, count: int = 0) -> Scores:
+    """Return the scores on both parts, reckoned by ``count`` threads (0: as many as are set)."""
+    if count:
+        threads.set_count(count)
     with threads.one_blas_thread():
-        valid, test = (
-            perplexity(mean_loss(model, params, text, config.data.eval_batch_size))
-            for text in (corpus.valid, corpus.test)
-        )
-    return Perplexity(valid, test)
+        return Scores(task.evaluate(params, "valid"), task.evaluate(params, "test"))
 
 
 def best_params(run: Run) -> Params:
@@ -154,13 +169,6 @@ def best_params(run: Run) -> Params:
     if run.folder is not None and run.folder.best_path.is_file():
         return checkpoint.unpack_params(run.folder.best().arrays)[0]
     return run.trainer.evaluated()
-
-
-def tokens_trained(run: Run) -> int:
-    """Return how many tokens all steps of a run were trained on, those before a resume included."""
-    rows, batch = run.windows.rows.shape
-    epochs, left = divmod(run.state.step, run.steps_per_epoch)
-    return (epochs * (rows - 1) + min(left * run.windows.bptt, rows - 1)) * batch
 
 
 def tensor_reports(specs: Mapping[str, ParamSpec], params: Params) -> dict[str, TensorReport]:
@@ -187,11 +195,11 @@ def step_seconds(run: Run, repeats: int = REPEATS) -> dict[str, float]:
     """
     trainer = run.trainer
     seen = trainer.method.view(run.state.params)
-    rivals = {"dense": _rival(trainer, Dense(), {name: _dense(weight) for name, weight in seen.items()})}
+    rivals = {"dense": _rival(run, Dense(), {name: _dense(weight) for name, weight in seen.items()})}
     if any(isinstance(weight, SparseWeight) for weight in seen.values()):
         copies = {name: _copy(weight) for name, weight in run.state.params.items()}
-        rivals = {"sparse": _rival(trainer, _Frozen(trainer.method), copies), **rivals}
-    inputs, targets = run.windows[0]
+        rivals = {"sparse": _rival(run, _Frozen(trainer.method), copies), **rivals}
+    inputs, targets = run.task.batches(0)[0]
     if run.config.training.threads:
         threads.set_count(run.config.training.threads)
     taken: dict[str, list[float]] = {kind: [] for kind in rivals}
@@ -220,11 +228,11 @@ class _Frozen(BaseMethod):
         self.pull = method.pull  # type: ignore[method-assign]
 
 
-def _rival(trainer: Trainer, method: BaseMethod, params: Params) -> Trainer:
+def _rival(run: Run, method: BaseMethod, params: Params) -> Trainer:
     """Return a trainer that takes the same steps on other parameters, and moves nothing: its learning rate is 0."""
-    batch = trainer.state.carried[0].h.shape[1]
-    dtype = values_of(params["decoder.bias"]).dtype
-    state = State(params, {}, trainer.model.zero_states(batch, dtype))
+    trainer, config = run.trainer, run.config
+    carried = trainer.model.zero_states(config.training.batch_size, np.dtype(config.dtype))
+    state = State(params, {}, carried)
     rival = Trainer(
         trainer.model, method, trainer.optimizer, lambda step, epoch: 0.0, state, clip=trainer.clip, seed=trainer.seed
     )
@@ -243,10 +251,11 @@ def _dense(weight: Weight) -> np.ndarray:
 # --- text ---------------------------------------------------------------------------------------------------
 
 
-def _perplexity_lines(r: Report) -> list[str]:
+def _score_lines(r: Report) -> list[str]:
+    valid, test = (shown(r.measure, scores[r.measure]) for scores in (r.scores.valid, r.scores.test))
     return [
-        f"validation perplexity {r.perplexity.valid:.2f}, test perplexity {r.perplexity.test:.2f} "
-        f"(best checkpoint; {r.method}, {r.steps:,} of {r.total_steps:,} steps, {r.tokens:,} tokens)"
+        f"validation {r.measure} {valid}, test {r.measure} {test} "
+        f"(best checkpoint; {r.method}, {r.steps:,} of {r.total_steps:,} steps, {r.samples:,} {r.unit})"
     ]
 
 
@@ -266,7 +275,7 @@ def _tensor_lines(r: Report) -> list[str]:
 def _cost_lines(r: Report) -> list[str]:
     lines = [
         "operations as a fraction of dense (biases, nonlinearities and the optimizer are not counted):",
-        f"  training   {r.flops_training:.3f} executed, {r.flops_published:.3f} by the published formula",
+        f"  training   {r.flops_training:.3f} executed, {r.flops_published:.3f} as published: {r.flops_formula}",
         f"  inference  {r.flops_inference:.3f}",
     ]
     if r.step_seconds:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from functools import cache
 from typing import Annotated, Any, ClassVar, Literal, cast, get_type_hints
 
@@ -16,7 +16,6 @@ from refimpl.training.checks import (
     NonNegative,
     Positive,
     ProperFraction,
-    Scalar,
     checked,
 )
 
@@ -47,21 +46,30 @@ class Section:
 
 @dataclass(frozen=True)
 class Data(Section):
-    """Table ``[data]``: the text to learn.
+    """Table ``[data]``: what to learn from.
 
     Attributes
     ----------
     corpus : str
-        ``"default"``, the English text that Python itself carries, or the path of a folder with a train, a
-        validation and a test file. ``None`` means the default too.
+        A language model: ``"default"``, the English text that Python itself carries, or the path of a folder with a
+        train, a validation and a test file. A classifier: the path of a folder with images; see
+        `refimpl.datasets.load_image_folder`. ``None`` means the default too.
     eval_batch_size : int
         Columns in which the validation and test texts are read. Tokens beyond a multiple of it are not
-        counted, so the perplexity depends on it a little.
+        counted, so the perplexity depends on it a little. A classifier: images that are evaluated together, of which
+        none is left out.
+    valid_fraction : float in (0, 1)
+        A classifier: fraction of the training images, the last ones, that are for validation alone. A text has a file
+        for that.
+    augment : bool
+        A classifier: crop and mirror the training images at random. Mirrored digits are no digits.
     """
 
     table: ClassVar[str] = "data"
     corpus: str = "default"
     eval_batch_size: Count = 10
+    valid_fraction: Annotated[float, Interval(0, 1, "()")] = 0.1
+    augment: bool = False
 
     def __post_init__(self) -> None:
         given: Any = self.corpus
@@ -74,17 +82,22 @@ class Data(Section):
     def check(self) -> None:
         """An empty path would be the current folder, which nobody means."""
         if not self.corpus:
-            raise ValueError("data.corpus is ''; give 'default' or the path of a folder with the text files")
+            raise ValueError("data.corpus is ''; give 'default' or the path of a folder with the data")
 
 
 @dataclass(frozen=True)
 class Model(Section):
     """Table ``[model]``: the network.
 
+    Each option belongs to one kind of network; one of another kind keeps its default.
+
     Attributes
     ----------
-    name : {"lstm"}
-        Stacked LSTM language model: embedding, LSTM layers, decoder.
+    name : {"lstm", "mlp"}
+        Stacked LSTM language model: embedding, LSTM layers, decoder. Multilayer perceptron: linear maps with
+        rectifiers between them, for the task ``"classification"``.
+    sizes : list of int
+        MLP: units of each hidden layer. The data say how many inputs and classes there are.
     embedding_size, hidden_size, layers : int
         Width of the embedding, units of each LSTM layer, number of LSTM layers.
     tied : bool
@@ -103,7 +116,8 @@ class Model(Section):
     """
 
     table: ClassVar[str] = "model"
-    name: Literal["lstm"] = "lstm"
+    name: Literal["lstm", "mlp"] = "lstm"
+    sizes: tuple[Count, ...] = (300, 100)
     embedding_size: Count = 200
     hidden_size: Count = 200
     layers: Count = 2
@@ -117,69 +131,19 @@ class Model(Section):
     init_scale: Positive = 0.1
 
     def check(self) -> None:
-        """A tied decoder is the embedding, so its columns are the hidden units."""
+        """A tied decoder is the embedding, so its columns are the hidden units; no network takes another's options."""
+        of_mlp = ("sizes",)
+        for option in fields(self):
+            stranger = option.name != "name" and (option.name in of_mlp) != (self.name == "mlp")
+            if stranger and getattr(self, option.name) != option.default:
+                raise ValueError(
+                    f"model.{option.name} is given and model.name is {self.name!r}, which has no such option; leave it "
+                    f"out, or choose another model"
+                )
         if self.tied and self.embedding_size != self.hidden_size:
             raise ValueError(
                 f"model.tied is true but model.embedding_size is {self.embedding_size} and model.hidden_size "
                 f"is {self.hidden_size}; give both the same size or set model.tied to false"
-            )
-
-
-@dataclass(frozen=True)
-class Method(Section):
-    """Table ``[method]``: which weights exist, and when that changes.
-
-    Attributes
-    ----------
-    name : {"dense", "static", "set", "rigl", "selfish", "topkast"}
-        The method of sparse training. ``"dense"`` ignores the other options of this table.
-    sparsity : float in [0, 1)
-        Fraction of the prunable entries that are not stored (for Top-KAST: not used by the forward pass).
-    allocation : {"uniform", "er", "erk"}
-        How the entries are shared out between tensors.
-    drop_fraction : float in [0, 1]
-        Fraction of a tensor's stored entries that the first exchange drops. It then follows a cosine over the
-        run.
-    drop_fraction_floor : float in [0, 1]
-        Where that cosine ends (SET and Selfish-RNN). Equal to ``drop_fraction``, the fraction is constant.
-    interval : int
-        Optimizer steps between two exchanges (RigL); SET and Selfish-RNN exchange at the end of each epoch.
-    end_fraction : float in [0, 1]
-        Fraction of the run's steps after which RigL no longer exchanges.
-    backward_sparsity : float in [0, 1)
-        Top-KAST: fraction of the entries that receive no gradient; at most ``sparsity``.
-    refresh : int
-        Top-KAST: optimizer steps between two selections of the forward and backward sets.
-    conventions : str
-        Profile of the choices that a paper leaves open: ``"default"``, ``"selfish-authors"``, …
-    convention : dict
-        Sub-table ``[method.convention]``: single choices that replace the profile's.
-    """
-
-    table: ClassVar[str] = "method"
-    name: Literal["dense", "static", "set", "rigl", "selfish", "topkast"] = "selfish"
-    sparsity: ProperFraction = 0.8
-    allocation: Literal["uniform", "er", "erk"] = "uniform"
-    drop_fraction: Fraction = 0.5
-    drop_fraction_floor: Fraction = 0.005
-    interval: Count = 100
-    end_fraction: Fraction = 0.75
-    backward_sparsity: ProperFraction = 0.5
-    refresh: Count = 100
-    conventions: str = "default"
-    convention: Mapping[str, Scalar] = field(default_factory=dict)
-
-    def check(self) -> None:
-        """The drop fraction falls, and Top-KAST's backward set contains its forward set."""
-        if self.name in ("set", "selfish") and self.drop_fraction_floor > self.drop_fraction:
-            raise ValueError(
-                f"method.drop_fraction is {self.drop_fraction}, below method.drop_fraction_floor, which is "
-                f"{self.drop_fraction_floor}; give a floor that is not above it"
-            )
-        if self.name == "topkast" and self.backward_sparsity > self.sparsity:
-            raise ValueError(
-                f"method.backward_sparsity is {self.backward_sparsity}, above method.sparsity, which is "
-                f"{self.sparsity}; give at most that, since Top-KAST's gradient reaches every weight in use"
             )
 
 
@@ -265,9 +229,11 @@ class Training(Section):
     Attributes
     ----------
     epochs : int
-        Passes over the training text.
-    batch_size, bptt : int
-        Columns, and time steps through which the gradient flows back.
+        Passes over the training text or images.
+    batch_size : int
+        Columns of a text, or images in a batch.
+    bptt : int
+        A language model: time steps through which the gradient flows back.
     checkpoint_every : int
         Optimizer steps between two checkpoints; 0 writes them at the end of each epoch only.
     keep : int

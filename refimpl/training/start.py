@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from refimpl.datasets import CATALOGUE, Corpus
 from refimpl.training.adopt import begin_with
 from refimpl.training.config import FREE_TO_CHANGE, Config, differences, override
-from refimpl.training.loop import Run, load_corpus
+from refimpl.training.corpora import facts_of, open_corpus
+from refimpl.training.loop import Run
 from refimpl.training.run_folder import RunFolder
+from refimpl.training.task import Data
 from refimpl.weights import Params
 
 ATTEMPTS = 10_000
@@ -18,7 +19,7 @@ ATTEMPTS = 10_000
 
 
 def start(
-    config: Config, out: str | Path | Callable[[], Path], corpus: Corpus | None = None, params: Params | None = None
+    config: Config, out: str | Path | Callable[[], Path], corpus: Data | None = None, params: Params | None = None
 ) -> Run:
     """Begin a run in a new folder.
 
@@ -31,7 +32,7 @@ def start(
     out : path-like, or callable
         A folder that is new or empty; it and its parents are made. A function such as `free_folder` is asked when all
         else is ready, and again if another process has taken the folder in the meantime.
-    corpus : Corpus, optional
+    corpus : Corpus or Images, optional
         By default the one that the configuration names.
     params : dict of str to Weight, optional
         Weights to begin with, in place of random ones; they count as the best ones until training finds better ones.
@@ -66,7 +67,7 @@ def start(
     return run
 
 
-def resume(path: str | Path, changes: Iterable[str] = (), corpus: Corpus | None = None) -> Run:
+def resume(path: str | Path, changes: Iterable[str] = (), corpus: Data | None = None) -> Run:
     """Go on with the run of a folder, from its newest checkpoint that can be read.
 
     Parameters
@@ -75,7 +76,7 @@ def resume(path: str | Path, changes: Iterable[str] = (), corpus: Corpus | None 
         The run's folder.
     changes : iterable of str
         Settings ``"key=value"`` among those that leave the run's numbers alone, `FREE_TO_CHANGE`.
-    corpus : Corpus, optional
+    corpus : Corpus or Images, optional
         By default the one that the configuration names; its sha256 must be the run's.
 
     Raises
@@ -125,40 +126,3 @@ def free_folder(recipe: str, parent: Path | None = None) -> Path:
         if not path.exists():
             return path
     raise ValueError(f"all of {name}-1 to {name}-{ATTEMPTS - 1} exist in {str(parent)!r}; give a folder's name")
-
-
-def open_corpus(config: Config) -> Corpus:
-    """Load the corpus of a configuration; if it is absent and can be downloaded, the error says how.
-
-    Raises
-    ------
-    ValueError, FileNotFoundError
-        As `refimpl.datasets.load_text_folder` does.
-    """
-    path = Path(config.data.corpus)
-    if config.data.corpus != "default" and not path.exists() and path.name in CATALOGUE:
-        raise FileNotFoundError(
-            f"there is no folder {str(path)!r}; `refimpl fetch {path.name} --out {path}` downloads that text, "
-            f"and --data DIR takes it from another folder"
-        )
-    return load_corpus(config)
-
-
-def facts_of(corpus: Corpus) -> dict[str, Any]:
-    """Return what ``config.json`` says of a corpus; with the vocabulary the model can be used without the text.
-
-    No word has a space in it, so the vocabulary is one text with a space between words.
-    """
-    return {
-        "name": corpus.name,
-        "sha256": corpus.sha256,
-        "tokens": {"train": corpus.train.size, "valid": corpus.valid.size, "test": corpus.test.size},
-        "vocabulary_size": corpus.vocabulary_size,
-        "vocabulary": " ".join(corpus.vocabulary),
-    }
-
-
-def vocabulary_of(folder: RunFolder) -> tuple[str, ...]:
-    """Return the words of a run's model, in the order of its embedding's rows."""
-    words = folder.facts.get("data", {}).get("vocabulary")
-    return tuple(words.split(" ")) if words else open_corpus(folder.config).vocabulary

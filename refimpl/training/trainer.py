@@ -11,13 +11,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refimpl.methods.base import BaseMethod, Probe, Rewind
-from refimpl.models.language_model import LanguageModel
+from refimpl.models.base import Model
 from refimpl.optim import LeakingASGD, clip_scale, global_norm, squared_norm
 from refimpl.rng import Draws
-from refimpl.training import flops
+from refimpl.training import flop_account, flops, published
 from refimpl.training.build import AnyOptimizer, LearningRate
 from refimpl.training.state import State
 from refimpl.weights import Exchange, Gradient, Grads, Params, SparseWeight, Support, values_of
+
+EXPLORED_PER_ENTRY = 128
+"""Entries of a dense weight for each stored one beyond which no record of explored entries is kept: 16 bytes."""
 
 
 class StepResult(NamedTuple):
@@ -37,7 +40,7 @@ class Trainer:
 
     Parameters
     ----------
-    model : LanguageModel
+    model : Model
     method : BaseMethod
     optimizer : Optimizer
         To begin with.
@@ -57,7 +60,7 @@ class Trainer:
 
     def __init__(
         self,
-        model: LanguageModel,
+        model: Model,
         method: BaseMethod,
         optimizer: AnyOptimizer,
         learning_rate: LearningRate,
@@ -78,19 +81,23 @@ class Trainer:
         self.seed = seed
         self.steps_per_epoch = steps_per_epoch
         self.specs = model.specs()
+        self.counter = flop_account.StepCounter(published.formula_of(method), self.specs)
 
     @classmethod
     def begin(
-        cls, model: LanguageModel, method: BaseMethod, optimizer: AnyOptimizer, learning_rate: LearningRate,
+        cls, model: Model, method: BaseMethod, optimizer: AnyOptimizer, learning_rate: LearningRate,
         *, probe: Probe | None = None, batch: int, dtype: Any, seed: int, **options: Any,
     ) -> Trainer:  # fmt: skip
         """Return a trainer at step 0: supports chosen, values drawn, slots empty."""
         specs = model.specs()
         params = model.init(seed, dtype, method.supports(specs, seed=seed))
-        params = method.start(params, specs, probe, seed=seed)
+        counted = None if probe is None else flops.CountingProbe(probe, specs)
+        params = method.start(params, specs, counted, seed=seed)
         state = State(params, {}, model.zero_states(batch, dtype))
         trainer = cls(model, method, optimizer, learning_rate, state, seed=seed, **options)
         trainer.fresh_slots()
+        if counted is not None:
+            flop_account.add_scoring(state.flops, counted.terms)
         return trainer
 
     @property
@@ -101,8 +108,8 @@ class Trainer:
             return self.averaging_optimizer
         return self.first_optimizer
 
-    def step(self, tokens: np.ndarray, targets: np.ndarray) -> StepResult:
-        """Take one training step on a window (T, B).
+    def step(self, inputs: np.ndarray, targets: np.ndarray) -> StepResult:
+        """Take one training step on a batch: a window of tokens (T, B), or images (C, H, W, B).
 
         Raises
         ------
@@ -113,31 +120,31 @@ class Trainer:
         number = state.step + 1
         seen = method.view(state.params)
         draws = Draws(self.seed, number - state.origin_step)
-        loss, grads, carried = self.model.loss_and_grads(seen, tokens, targets, state.carried, draws)
+        loss, grads, carried = self.model.loss_and_grads(seen, inputs, targets, state.carried, draws)
         if not np.isfinite(loss):
             raise NonFiniteLossError(self._where_not_finite(loss, number))
         exchanges: dict[str, Exchange] = {}
         norm = float("nan")
-        used, graded = self.used(seen), self.graded()
-        state.flops += flops.step(self.specs, used, graded, tokens.size)
-        state.flops += flops.dense_gradient(self.specs, self._graded_everywhere(number, graded), graded, tokens.size)
+        self._count(number, seen, targets.size)
         method.observe(state.params, grads, step=number)
         if not method.replaces_step(number):
             norm = self._update(grads, number)
         if method.exchange_due(step=number, epoch_end=False):
             promises = {name: g for name, g in grads.items() if not isinstance(g, np.ndarray)}
+            self.explore(seen)
             exchanges = self._exchange(number, promises)
         state.step = number
         state.window += 1
         state.carried = carried
-        state.loss_sum += loss * tokens.size
-        state.loss_count += tokens.size
+        state.loss_sum += loss * targets.size
+        state.loss_count += targets.size
         return StepResult(loss, norm, exchanges)
 
     def end_epoch(self, *, triggered: bool) -> dict[str, Exchange]:
         """Exchange, if the method does so between epochs, and begin the next epoch."""
         state = self.state
         exchanges = {}
+        self.explore(self.method.view(state.params))
         if self.method.exchange_due(step=state.step, epoch_end=True, asgd_triggered=triggered):
             exchanges = self._exchange(state.step, None)
         state.epoch += 1
@@ -147,6 +154,34 @@ class Trainer:
             first = state.carried[0].h
             state.carried = self.model.zero_states(first.shape[1], first.dtype)
         return exchanges
+
+    def explore(self, seen: Params) -> None:
+        """Take down which entries the forward pass uses, before an exchange moves them.
+
+        The record takes a bit for each entry of the dense weight; of weights so sparse that this would be more than
+        four times what their values take (float32), none is kept.
+        """
+        explored = self.state.explored
+        for name, spec in self.specs.items():
+            weight = seen.get(name)
+            if isinstance(weight, SparseWeight):
+                if spec.prunable and weight.nnz * EXPLORED_PER_ENTRY >= spec.size:
+                    explored.update(name, weight.support)
+            elif spec.prunable and (name not in explored.names or explored.fraction(name) < 1):
+                explored.update(name, Support.full(spec.shape))
+
+    def explored(self) -> float:
+        """Return the fraction of the entries of sparse weights that were ever used; 1 if none is sparse.
+
+        NaN without a record.
+        """
+        explored, seen = self.state.explored, self.method.view(self.state.params)
+        self.explore(seen)
+        sparse = [name for name in explored.names if isinstance(seen[name], SparseWeight)]
+        size = sum(self.specs[name].size for name in sparse)
+        if not size:
+            return 1.0 if explored.names else float("nan")
+        return sum(explored.count(name) for name in sparse) / size
 
     def start_averaging(self) -> None:
         """Switch to the averaging optimizer, with fresh slots."""
@@ -169,7 +204,7 @@ class Trainer:
     @property
     def weights(self) -> list[str]:
         """Names of the parameters that are linear maps."""
-        return [name for name, spec in self.specs.items() if spec.kind not in ("bias", "norm")]
+        return flops.multiplied(self.specs)
 
     def used(self, seen: Params | None = None) -> dict[str, int]:
         """Return |A| of each weight, of ``seen`` if the method's view is at hand."""
@@ -184,14 +219,13 @@ class Trainer:
             counts[name] = values_of(self.state.params[name]).size if support is None else support.nnz
         return counts
 
-    def _graded_everywhere(self, number: int, graded: dict[str, int]) -> list[str]:
-        """Return the weights whose whole gradient a step needs: for growth, a dense norm, or an average that leaks."""
-        method, updates = self.method, not self.method.replaces_step(number)
-        if updates and self.clip and method.conventions.clip_norm == "dense":
-            return list(graded)
-        if method.needs_gradient(number) or (updates and isinstance(self.optimizer, LeakingASGD)):
-            return [name for name in graded if isinstance(self.state.params[name], SparseWeight)]
-        return []
+    def _count(self, number: int, seen: Params, samples: int) -> None:
+        """Enter the operations of a step into the account."""
+        used, graded = self.used(seen), self.graded()
+        sparse = [name for name in graded if isinstance(self.state.params[name], SparseWeight)]
+        clips, leaks = bool(self.clip), isinstance(self.optimizer, LeakingASGD)
+        whole = flops.whole_gradients(self.method, number, list(graded), sparse, clips=clips, leaks=leaks)
+        self.counter.add(self.state.flops, used, graded, samples, whole)
 
     def _optimizer_of(self, weight: object) -> AnyOptimizer:
         """A leaking optimizer has nothing to leak into where a parameter is dense."""

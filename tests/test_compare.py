@@ -1,0 +1,176 @@
+"""Methods side by side: the rows, what is not trained again, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cli_helpers import TINY, write_text
+
+from refimpl import kernels
+from refimpl.cli import main
+from refimpl.methods import METHODS
+from refimpl.training.adopt import begin_with
+from refimpl.training.compare import compare, configured, names, table
+from refimpl.training.config import Config, load_recipe, override
+from refimpl.training.loop import Run
+from refimpl.training.report import best_params
+from refimpl.training.start import resume
+from refimpl.weights import SparseWeight
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.chdir(tmp_path)
+    with kernels.use("spec"):
+        yield
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Config:
+    write_text(tmp_path / "text")
+    return override(load_recipe("selfish-lstm"), [*TINY, "data.corpus=text", "threads=1"])
+
+
+def test_every_method_trains_and_has_a_row(base: Config) -> None:
+    rows = compare(base, names(), [1], "runs", settings=["interval=5", "scope=local", "scoring_rounds=3"])
+    assert [row.method for row in rows] == names()
+    by_name = {row.method: row for row in rows}
+    for name, row in by_name.items():
+        assert np.isfinite(row.loss)
+        assert row.measure == "perplexity"
+        assert row.step_ms > 0
+        if name not in ("dense", "str", "iss"):
+            assert abs(row.sparsity - 0.5) < 0.01, name
+            if name not in ("dsr", "snfs", "granet"):  # in these, tensors of different cost exchange entries
+                assert abs(row.flops_inference - 0.5) < 0.01, name
+    dense = by_name["dense"]
+    assert (dense.sparsity, dense.flops_training, dense.flops_inference, dense.explored) == (0, 1, 1, 1)
+    assert by_name["static"].explored == pytest.approx(0.5, abs=0.01)
+    assert by_name["set"].explored > by_name["static"].explored
+    assert by_name["gmp"].explored == 1
+    text = table(rows)
+    assert all(f"\n{name} " in text for name in names())
+
+
+def test_what_is_there_is_not_trained_again(base: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = compare(base, ["static"], [1], "runs")
+    trained = []
+    train = Run.train
+    monkeypatch.setattr(Run, "train", lambda run, *rest: (trained.append(run.config.seed), train(run, *rest))[1])
+    again = compare(base, ["static"], [1, 2], "runs")
+    assert trained == [2]
+    assert again[0] == first[0]
+    with pytest.raises(ValueError, match="holds a run with other settings"):
+        compare(override(base, ["lr=0.5"]), ["static"], [1], "runs")
+
+
+def test_a_comparison_that_was_stopped_goes_on(base: Config) -> None:
+    straight = compare(base, ["rigl"], [1], "straight")[0]
+
+    class StopsOnce:
+        """Asks the first run that it sees to stop."""
+
+        asked = False
+
+        def __call__(self, name: str, seed: int) -> StopsOnce:
+            return self
+
+        def started(self, run: Run) -> None:
+            run.stop_asked = not self.asked
+            self.asked = True
+
+        def stepped(self, run: Run, result: object) -> None:
+            pass
+
+        evaluated = stepped
+        finished = started
+
+    stops = StopsOnce()
+    with pytest.raises(KeyboardInterrupt):
+        compare(base, ["rigl"], [1], "runs", observer=stops)  # type: ignore[arg-type]
+    row = compare(base, ["rigl"], [1], "runs")[0]
+    assert (row.loss, row.score, row.explored, row.flops_training) == (
+        straight.loss, straight.score, straight.explored, straight.flops_training,
+    )  # fmt: skip
+
+
+def test_what_is_refused(base: Config) -> None:
+    with pytest.raises(ValueError, match="nearest is 'rigl'"):
+        configured(base, "rigel")
+    with pytest.raises(ValueError, match="which imp cannot divide into rounds"):
+        configured(override(base, ["epochs=5"]), "imp")
+    assert configured(override(base, ["epochs=6"]), "imp").method.rounds == 3
+    with pytest.raises(ValueError, match="imp cannot divide"):  # before the first run begins
+        compare(override(base, ["epochs=5"]), ["static", "imp"], [1], "none")
+    assert not Path("none").exists()
+
+
+def test_the_command(base: Config, capsys: Capture) -> None:
+    words = ["compare", "selfish-lstm", "--methods", "dense,set", "--data", "text", "--out", "runs", "--set", *TINY]
+    assert main([*words, "--json", "rows.json"]) == 0
+    out = capsys.readouterr().out
+    assert "\nset, seed 1111\n" in out
+    assert out.splitlines()[-1].startswith("set  ")
+    rows = json.loads(Path("rows.json").read_text())
+    assert [row["method"] for row in rows] == ["dense", "set"]
+    assert main([*words, "--seeds", "1,x"]) == 2
+    assert "--seeds is '1,x'" in capsys.readouterr().err
+
+
+def test_the_list_of_methods(capsys: Capture) -> None:
+    assert main(["methods"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == [*METHODS, "power=2"]
+    assert all(line.endswith((".", "?")) for line in lines)
+
+
+@pytest.mark.parametrize("name", ["set", "str", "movement", "imp", "topkast", "gmp"])
+@pytest.mark.parametrize("power", [1.0, 2.0])
+def test_given_weights_are_what_the_model_sees(base: Config, name: str, power: float) -> None:
+    config = override(configured(base, name), [f"power={power}", "dtype=float64"])
+    trained = Run(override(base, ["method=static", "dtype=float64", "max_steps=5"]))
+    trained.train()
+    given = best_params(trained)
+    run = Run(config)
+    begin_with(run, given)
+    for key, weight in run.trainer.method.view(run.state.params).items():
+        if name in ("set", "imp", "gmp"):  # the others use a part of what is stored
+            seen = weight.dense() if isinstance(weight, SparseWeight) else weight
+            wanted = given[key].dense() if isinstance(given[key], SparseWeight) else given[key]
+            np.testing.assert_allclose(seen, wanted, rtol=1e-14, atol=0)
+    assert run.train() == "finished"
+
+
+def test_deepr_refuses_given_weights(base: Config) -> None:
+    given = best_params(Run(override(base, ["method=static"])))
+    with pytest.raises(ValueError, match="DeepR cannot begin with given weights"):
+        begin_with(Run(configured(base, "deepr")), given)
+
+
+def test_a_stopped_run_resumes_with_every_method(base: Config) -> None:
+    # Whole runs of each method resume bit for bit in test_method_runs; here the files are those of a real run.
+    from refimpl.training.start import start
+
+    for name in ("imp", "snfs", "itop", "movement", "str"):
+        config = override(configured(base, name), ["interval=5", "scope=local"])
+        straight = Run(config)
+        straight.train()
+        run = start(config, f"runs/{name}")
+        run.stop_asked = False
+        for _ in range(7):
+            run.trainer.step(*run.batches[run.state.window])
+        run._save()
+        run.close()
+        resumed = resume(f"runs/{name}")
+        resumed.train()
+        for key, weight in straight.trainer.evaluated().items():
+            other = resumed.trainer.evaluated()[key]
+            a, b = (w.dense() if isinstance(w, SparseWeight) else w for w in (weight, other))
+            assert np.array_equal(a, b), (name, key)
+        resumed.close()

@@ -161,6 +161,7 @@ def test_a_baseline_differs_from_its_experiment_in_the_method_only(size: str, ba
         (f"seed={2**64 - 1}", "seed", 2**64 - 1),
         ("method.convention.growth=exact", "method.convention", {"growth": "exact"}),
         ("method.convention.first=2", "method.convention", {"first": 2}),
+        ("method.density.encoder.weight=0.5", "method.density", {"encoder.weight": 0.5}),
     ],
 )
 def test_override(setting: str, key: str, value: Any) -> None:
@@ -216,6 +217,9 @@ BAD = {
     "name=lstm": ["model.name", "method.name", "optimizer.name"],
     "method.convention=x": ["method.convention", "table"],
     "method.convention.growth=[1]": ["method.convention", "table"],
+    "method.density.encoder.weight=1.5": ["method.density.encoder.weight", "at most 1"],
+    "method.density.encoder.weight=true": ["method.density.encoder.weight", "above 0"],
+    "method.density.encoder.weight=nan": ["method.density.encoder.weight", "nan"],
     "lr": ["'lr'", "key=value"],
     "layers=2\nlayers=3": ["model.layers", "integer"],
     "=3": ["''"],

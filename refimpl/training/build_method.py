@@ -32,7 +32,8 @@ class Plan:
     @property
     def allocation(self) -> Allocation:
         """How dense, and how the tensors share it."""
-        return Allocation(density_from_sparsity(self.options.sparsity), self.options.allocation)
+        given = {name: float(density) for name, density in self.options.density.items()}
+        return Allocation(density_from_sparsity(self.options.sparsity), self.options.allocation, given)
 
     @property
     def cosine(self) -> Cosine:

@@ -135,9 +135,10 @@ def override(config: Config, settings: Iterable[str]) -> Config:
         Where to start; unchanged.
     settings : iterable of str
         Each ``"key=value"``. The key is ``section.key``, a bare ``key`` that only one section has, the name
-        of a section for its ``name`` (``"method=rigl"``), or ``method.convention.choice``. The value is read
-        as TOML (``20``, ``true``, ``[0.9, 0.98]``), and as plain text where it is not TOML or the option is a
-        text. The last of two settings of one key holds; contradictions are looked for when all are in place.
+        of a section for its ``name`` (``"method=rigl"``), ``method.convention.choice`` or
+        ``method.density.PARAMETER``. The value is read as TOML (``20``, ``true``, ``[0.9, 0.98]``), and as plain
+        text where it is not TOML or the option is a text. The last of two settings of one key holds; contradictions
+        are looked for when all are in place.
 
     Raises
     ------
@@ -242,6 +243,8 @@ def _resolve(key: str) -> list[str]:
     known = _keys()
     if key.startswith("method.convention.") and key.count(".") == 2:
         return key.split(".")
+    if key.startswith("method.density."):
+        return key.split(".", 2)  # a parameter's name has dots of its own
     if f"{key}.name" in known:
         return [key, "name"]
     if key in known:

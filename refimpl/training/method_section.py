@@ -16,6 +16,7 @@ from refimpl.training.checks import (
     Positive,
     ProperFraction,
     Scalar,
+    shown,
 )
 from refimpl.training.sections import Section
 
@@ -46,6 +47,8 @@ class Method(Section):
         pruning methods, at the end. STR and ISS learn theirs and do not read it.
     allocation : {"uniform", "er", "erk"}
         How the entries are shared out between tensors.
+    density : dict
+        Sub-table ``[method.density]``: densities of single tensors, which do not take part in that; 1 leaves one dense.
     scope : {"auto", "local", "global"}
         Whether the entries of a tensor compete among themselves or with all others (magnitude-init, SNIP, GraSP,
         SynFlow, one-shot, GMP, IMP, DPF, STE). ``"auto"`` is what the method's paper has.
@@ -106,6 +109,7 @@ class Method(Section):
     name: MethodName = "selfish"
     sparsity: ProperFraction = 0.8
     allocation: Literal["uniform", "er", "erk"] = "uniform"
+    density: Mapping[str, Scalar] = field(default_factory=dict)
     scope: Literal["auto", "local", "global"] = "auto"
     pattern: str = ""
     power: Annotated[float, Interval(1)] = 1.0
@@ -135,6 +139,9 @@ class Method(Section):
 
     def check(self) -> None:
         """Options that depend on each other are in order."""
+        for name, density in self.density.items():
+            if isinstance(density, (str, bool)) or not 0 < density <= 1:
+                raise ValueError(f"method.density.{name} is {shown(density)}; give a number above 0 and at most 1")
         if self.name in FLOORED and self.drop_fraction_floor > self.drop_fraction:
             raise ValueError(
                 f"method.drop_fraction is {self.drop_fraction}, below method.drop_fraction_floor, which is "

@@ -156,6 +156,27 @@ def draw(runs: Sequence[History]) -> Any:
     return figure
 
 
+def check_plot(path: str | Path) -> None:
+    """Find out before anything is computed whether a figure of this name can be drawn.
+
+    Raises
+    ------
+    ValueError
+        If the name does not end in .png, .pdf or .svg.
+    MissingExtraError
+        If matplotlib is not there.
+    """
+    _format_of(Path(path))
+    require("matplotlib.figure", "plot")
+
+
+def _format_of(path: Path) -> str:
+    kind = path.suffix.removeprefix(".").lower()
+    if kind not in FORMATS:
+        raise ValueError(f"the figure is to be called {str(path)!r}; give a name that ends in .png, .pdf or .svg")
+    return kind
+
+
 def save(figure: Any, path: str | Path) -> None:
     """Write a figure; the file is there in full or not at all.
 
@@ -167,9 +188,7 @@ def save(figure: Any, path: str | Path) -> None:
         If it cannot be written.
     """
     path = Path(path)
-    kind = path.suffix.removeprefix(".").lower()
-    if kind not in FORMATS:
-        raise ValueError(f"the figure is to be called {str(path)!r}; give a name that ends in .png, .pdf or .svg")
+    kind = _format_of(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
         figure.savefig(file, format=kind, dpi=130)

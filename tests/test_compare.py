@@ -119,8 +119,27 @@ def test_the_command(base: Config, capsys: Capture) -> None:
     assert out.splitlines()[-1].startswith("set  ")
     rows = json.loads(Path("rows.json").read_text())
     assert [row["method"] for row in rows] == ["dense", "set"]
+    assert main([*words, "--plot", "figure.doc"]) == 2
+    assert "ends in .png, .pdf or .svg" in capsys.readouterr().err
     assert main([*words, "--seeds", "1,x"]) == 2
     assert "--seeds is '1,x'" in capsys.readouterr().err
+
+
+def test_the_figure(base: Config) -> None:
+    pytest.importorskip("matplotlib")
+    from refimpl.plots import save
+    from refimpl.plots_compare import draw
+
+    rows = compare(base, ["dense", "static"], [1, 2], "runs")
+    figure = draw(rows)
+    (axes,) = figure.axes
+    assert [text.get_text() for text in axes.texts] == ["dense", "static"]
+    points = [line.get_xydata().tolist() for line in axes.lines]
+    assert points == [[[row.flops_training, row.score] for row in rows if row.method == m] for m in ("dense", "static")]
+    low, high = axes.get_ylim()
+    assert low > high  # a lower perplexity is better, and stands higher
+    save(figure, "figure.png")
+    assert Path("figure.png").stat().st_size > 1000
 
 
 def test_the_list_of_methods(capsys: Capture) -> None:

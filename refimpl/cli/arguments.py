@@ -152,6 +152,7 @@ def _compare(commands: Any) -> None:
     _threads(parser)
     parser.add_argument("--out", metavar="DIR", required=True, help="folder of the runs")
     parser.add_argument("--json", metavar="FILE", help="write the rows there too")
+    parser.add_argument("--plot", metavar="FILE", help="draw score against operations: png, pdf or svg")
 
 
 def _evaluate(commands: Any) -> None:

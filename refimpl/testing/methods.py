@@ -54,7 +54,7 @@ class Case:
 
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
-    """Draw a small recurrent model: two stacked-gate matrices of one layer, a decoder and its bias."""
+    """Draw a small model: two stacked-gate matrices of one recurrent layer, a decoder and its bias, a convolution."""
     hidden, inputs, words = (draw(st.integers(2, 5)) for _ in range(3))
     gates = draw(st.sampled_from([2, 4]))
     blocks = {f"gate{i}": slice(i * hidden, (i + 1) * hidden) for i in range(gates)}
@@ -64,6 +64,7 @@ def cases(draw: st.DrawFn) -> Case:
         ParamSpec("rnn.weight_hh_l0", (rows, hidden), "recurrent", True, blocks, layer="rnn.0"),
         ParamSpec("decoder.weight", (words + 4, hidden), "linear", True),
         ParamSpec("decoder.bias", (words + 4,), "bias"),
+        ParamSpec("conv.weight", (words + 1, inputs, 2, 1), "conv", True, columns_per_sample=4.0),
     ]
     return Case(
         specs={spec.name: spec for spec in specs},
@@ -246,13 +247,14 @@ def _pools(case: Case, names: list[str], conventions: Conventions) -> list[list[
     chunks: dict[str, list[Place]] = {}
     for name in names:
         spec = case.specs[name]
+        columns = spec.size // spec.shape[0]
         for row in range(spec.shape[0]):
             label = name
             if conventions.pool == "gate" and spec.blocks:
                 label += next(gate for gate, part in spec.blocks.items() if part.start <= row < part.stop)
             elif conventions.pool == "layer" and spec.layer:
                 label = spec.layer
-            chunks.setdefault(label, []).extend((name, row * spec.shape[1] + j) for j in range(spec.shape[1]))
+            chunks.setdefault(label, []).extend((name, row * columns + j) for j in range(columns))
     return list(chunks.values())
 
 

@@ -13,7 +13,8 @@ COUNTS = (1, 2, 3)
 
 
 @pytest.fixture(autouse=True)
-def _the_count_is_restored():
+def _the_count_is_restored(monkeypatch):
+    monkeypatch.setattr(cpu.plan, "WORTH_SHARING", 1e6)  # these are small, and are shared all the same
     before = threads.get()
     yield
     threads.set_count(before)

@@ -106,7 +106,8 @@ def test_compiled_is_the_definition(panels: int, features: int, width: int, dtyp
     assert sums.dtype == dtype
 
 
-def test_the_same_bits_for_any_number_of_threads() -> None:
+def test_the_same_bits_for_any_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu.plan, "WORTH_SHARING", 1e5)
     x, dy = np.random.default_rng(0).standard_normal((2, 2, 500, 80)).astype(np.float32)
     assert x.size * 16 > 1e6
     before, results = threads.get(), []

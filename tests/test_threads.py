@@ -113,7 +113,8 @@ CHILD = f"""
 import json, sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 import test_threads
-from refimpl.kernels.cpu import runtime
+from refimpl.kernels.cpu import plan, runtime
+plan.WORTH_SHARING = 2e6  # these are small, and are shared all the same
 found = test_threads.digests()
 kernels = [k for name in list(sys.modules) if name.startswith("refimpl.kernels.cpu")
            for k in vars(sys.modules[name]).values() if isinstance(k, runtime.Kernel)]

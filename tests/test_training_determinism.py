@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from refimpl.kernels import dense, threads
+from refimpl.kernels.cpu import plan
 from refimpl.testing.training import tiny_config, tiny_corpus
 from refimpl.training.config import Config
 from refimpl.training.loop import Run
@@ -26,8 +27,9 @@ STEPS = 10
 
 @pytest.fixture(autouse=True)
 def _shared_out(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Let dense products be cut into several blocks too, though these are small."""
+    """Let small work be shared, and dense products be cut into several blocks."""
     monkeypatch.setattr(dense, "_BLOCK_FLOPS", 1 << 16)
+    monkeypatch.setattr(plan, "WORTH_SHARING", 2e6)
     before = threads.get()
     yield
     threads.set_count(before)

@@ -26,6 +26,8 @@ _SORTED_TILE_BYTES = 24 << 10  # short rows: the stream is a greater share of wh
 _LEAST = 20  # fewer entries of a line in a tile, and loading and storing its row costs more than the cache saves
 _SORTED_LEAST = 30
 _CHUNKS_PER_THREAD = 4
+WORTH_SHARING = 8e6
+"""Operations below which work stays on one thread: below a millisecond, waking and waiting cost what they save."""
 
 
 @dataclass(frozen=True)
@@ -318,4 +320,4 @@ def plan(pattern: Pattern) -> Plan:
 
 def chunk_count(flops: float) -> int:
     """Return into how many chunks to cut a product: one where a second thread would not pay for being woken."""
-    return 1 if threads.get() == 1 or flops < 2e6 else _CHUNKS_PER_THREAD * threads.get()
+    return 1 if threads.get() == 1 or flops < WORTH_SHARING else _CHUNKS_PER_THREAD * threads.get()

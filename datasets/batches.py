@@ -1,12 +1,13 @@
 """Columns of contiguous text, and the windows over them that truncated back-propagation walks through."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import index
-from typing import Any, overload
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
+
+from refimpl.datasets.numbered import Numbered
 
 TokenArray = npt.NDArray[np.int32]
 Window = tuple[TokenArray, TokenArray]
@@ -59,7 +60,7 @@ def batchify(tokens: TokenArray, batch_size: int) -> TokenArray:
 
 
 @dataclass(frozen=True, eq=False)
-class Windows(Sequence[Window]):
+class Windows(Numbered[Window]):
     """The windows of `bptt` rows over a batch of columns, as a sequence of (inputs, targets).
 
     The k-th window starts at row ``k * bptt``, so that k is all that a run needs to remember in order to
@@ -75,24 +76,14 @@ class Windows(Sequence[Window]):
 
     rows: TokenArray
     bptt: int
+    noun: ClassVar[str] = "window"
 
     def __len__(self) -> int:
         """Count the windows: (R - 1) / bptt, rounded up."""
         return -(-(self.rows.shape[0] - 1) // self.bptt)
 
-    @overload
-    def __getitem__(self, item: int) -> Window: ...
-    @overload
-    def __getitem__(self, item: slice) -> list[Window]: ...
-    def __getitem__(self, item: Any) -> Any:
-        """Return window `item` as two views of `rows`, each of shape (T, B); a slice gives a list of them."""
-        if isinstance(item, slice):
-            return [self[k] for k in range(*item.indices(len(self)))]
-        k = index(item)
-        if k < 0:
-            k += len(self)
-        if not 0 <= k < len(self):
-            raise IndexError(f"window {item} does not exist; there are {len(self)}.")
+    def item(self, k: int) -> Window:
+        """Return window `k` as two views of `rows`, each of shape (T, B)."""
         start = k * self.bptt
         stop = min(start + self.bptt, self.rows.shape[0] - 1)
         return self.rows[start:stop], self.rows[start + 1 : stop + 1]

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from operator import index
-from typing import Any, NamedTuple, overload
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
+from refimpl.datasets.numbered import Numbered
 
 Pixels = npt.NDArray[np.uint8]
 Batch = tuple[np.ndarray, np.ndarray]
@@ -104,7 +105,7 @@ class Images:
 
 
 @dataclass(frozen=True, eq=False)
-class ImageBatches(Sequence[Batch]):
+class ImageBatches(Numbered[Batch]):
     """The batches of one pass over a part, as a sequence of (inputs, labels); the last one may be smaller.
 
     A batch depends on its number alone, whatever was asked for before it, so that the number is all that a run needs to
@@ -131,24 +132,14 @@ class ImageBatches(Sequence[Batch]):
     batch_size: int
     dtype: Any
     augment: Callable[[int], np.random.Generator] | None = None
+    noun: ClassVar[str] = "batch"
 
     def __len__(self) -> int:
         """Count the batches: n / batch_size, rounded up."""
         return -(-len(self.order) // self.batch_size)
 
-    @overload
-    def __getitem__(self, item: int) -> Batch: ...
-    @overload
-    def __getitem__(self, item: slice) -> list[Batch]: ...
-    def __getitem__(self, item: Any) -> Any:
-        """Return batch `item`: inputs of shape (channels, height, width, B), labels of shape (B,)."""
-        if isinstance(item, slice):
-            return [self[k] for k in range(*item.indices(len(self)))]
-        k = index(item)
-        if k < 0:
-            k += len(self)
-        if not 0 <= k < len(self):
-            raise IndexError(f"batch {item} does not exist; there are {len(self)}.")
+    def item(self, k: int) -> Batch:
+        """Return batch `k`: inputs of shape (channels, height, width, B), labels of shape (B,)."""
         chosen = self.order[k * self.batch_size : (k + 1) * self.batch_size]
         pixels = self.part.pixels[chosen]
         if self.augment is not None:

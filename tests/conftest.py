@@ -25,6 +25,14 @@ def data_folder() -> Path:
     return Path(folder)
 
 
+@pytest.fixture
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Work in an empty folder, on the tier that compiles nothing."""
+    monkeypatch.chdir(tmp_path)
+    with kernels.use("spec"):
+        yield tmp_path
+
+
 @pytest.fixture(params=kernels.TIERS, scope="module")
 def tier(request: pytest.FixtureRequest) -> Iterator[str]:
     """Run every test of a file on each tier, on one thread: threads that meet cost more than such small work."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,6 @@ from cli_helpers import tree, write_text
 from test_datasets_images import NAMES, idx, write_idx
 from test_training_classification import part
 
-from refimpl import kernels
 from refimpl.cli import main
 from refimpl.plots import draw, read_run
 from refimpl.training.config import load_recipe, recipes
@@ -26,12 +24,7 @@ TINY = (
 )  # fmt: skip
 Capture = pytest.CaptureFixture[str]
 
-
-@pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.chdir(tmp_path)
-    with kernels.use("spec"):
-        yield
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 def write(folder: Path) -> Path:

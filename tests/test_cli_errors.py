@@ -6,14 +6,13 @@ import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from cli_helpers import TINY, command, environment, last_checkpoint, tree, write_text
 
-from refimpl import kernels
 from refimpl.cli import main
 from refimpl.training.config import load_recipe, override
 from refimpl.training.run_folder import RunFolder
@@ -23,11 +22,8 @@ Capture = pytest.CaptureFixture[str]
 
 
 @pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.chdir(tmp_path)
-    write_text(tmp_path / "text")
-    with kernels.use("spec"):
-        yield
+def _with_a_text(own_folder: Path) -> None:
+    write_text(own_folder / "text")
 
 
 def fails(capsys: Capture, *arguments: str) -> str:

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import termios
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ import pytest
 from cli_helpers import TINY, command, environment, last_checkpoint, write_text
 
 import refimpl as package
-from refimpl import kernels
 from refimpl.cli import main
 from refimpl.training.config import load_recipe, override
 from refimpl.training.metrics import read_metrics
@@ -28,11 +26,8 @@ from refimpl.weights import SparseWeight, values_of
 
 
 @pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.chdir(tmp_path)
-    write_text(tmp_path / "text")
-    with kernels.use("spec"):
-        yield
+def _with_a_text(own_folder: Path) -> None:
+    write_text(own_folder / "text")
 
 
 def config(*settings: str) -> Any:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from cli_helpers import TINY, write_text
 
-from refimpl import kernels
 from refimpl.cli import main
 from refimpl.methods import METHODS
 from refimpl.training.adopt import begin_with
@@ -23,12 +21,7 @@ from refimpl.weights import SparseWeight
 
 Capture = pytest.CaptureFixture[str]
 
-
-@pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.chdir(tmp_path)
-    with kernels.use("spec"):
-        yield
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 @pytest.fixture

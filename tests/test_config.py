@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin
 
 import numpy as np
 import pytest
@@ -37,7 +37,7 @@ def contradicts(error: ValueError) -> bool:
     """Whether a refusal is one of those that compare two options."""
     words = (
         "no such option", "model.name", "augment", "tied", "nesterov", "floor", "backward_sparsity",
-        "lr_min", "_fraction", "pattern", "interval", "initial_",
+        "lr_min", "_fraction", "pattern", "interval", "initial_", "method.density", "compress",
     )  # fmt: skip
     return one_sentence(error) and any(word in str(error) for word in words)
 
@@ -50,7 +50,7 @@ def values_of(draw: st.DrawFn, annotation: Any) -> Any:
     interval = extras[0] if extras else Interval(0)
     if get_origin(base) is Literal:
         return draw(st.sampled_from(get_args(base)))
-    if get_origin(base) is UnionType:
+    if get_origin(base) in (UnionType, Union):
         return draw(st.sampled_from(get_args(base)).flatmap(values_of))
     if get_origin(base) is tuple and get_args(base)[-1] is ...:
         return tuple(draw(st.lists(values_of(get_args(base)[0]), min_size=1, max_size=3)))

@@ -50,6 +50,7 @@ RUNS = {
     "snfs": ("dynamic", {"counts": layerwise}),
     "granet": ("dynamic", {"counts": altogether}),
     "mest": ("dynamic", {"counts": layerwise}),
+    "acdc": ("free", {"counts": layerwise}),
     "topkast": ("hidden", {"counts": layerwise}),
     "dpf": ("hidden", {"counts": altogether}),
     "ste": ("hidden", {"counts": layerwise}),
@@ -66,7 +67,7 @@ def small(name):
     """Return how a recipe builds a method, with an interval that fits runs of 24 steps."""
     recipe = {"dense": "ptb-lstm-dense", "selfish": "selfish-lstm"}.get(name, f"lstm-{name}")
     options = load_recipe(recipe).method
-    changes = {"allocation": "uniform", "rounds": 2, "refresh": 3, "scoring_rounds": 5}
+    changes = {"allocation": "uniform", "rounds": 2, "refresh": 3, "scoring_rounds": 5, "reset_momentum": False}
     changes["interval"] = 4 if options.uses_interval and options.interval else options.interval
     if name == "powerprop":
         changes["power"] = 2.0

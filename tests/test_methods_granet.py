@@ -5,6 +5,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from gradient_cases import RandomBlocks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -191,20 +192,13 @@ def test_a_nan_is_refused():
 def test_nothing_dense_is_made():
     shape = (4000, 4000)
 
-    class Blocks:
-        shape = (4000, 4000)
-
-        def blocks(self):
-            for start in range(0, 4000, 25):
-                yield slice(start, start + 25), np.random.default_rng(start).random((25, 4000), np.float32)
-
     method = GraNet(
         Allocation(0.002), Constant(0.5), initial_density=0.005, begin_step=0, end_step=100, interval=10
     )  # fmt: skip
     tracemalloc.start()
     support = method.supports({"w": ParamSpec("w", shape, "linear", True)}, seed=0)["w"]
     weight = SparseWeight(support, np.random.default_rng(0).standard_normal(support.nnz))
-    method.exchange({"w": weight}, step=50, seed=0, gradients={"w": Blocks()})
+    method.exchange({"w": weight}, step=50, seed=0, gradients={"w": RandomBlocks(shape)})
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 150 * support.nnz + 5 * 25 * 4000 * 4 < shape[0] * shape[1]

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from quadratic_cases import PRUNABLE, SPECS, TOTAL, count_of_all, count_of_each, drawn
 
-from refimpl.methods.allocation import Allocation, count_at, densities
+from refimpl.methods.allocation import Allocation
 from refimpl.methods.conventions import Conventions
 from refimpl.methods.dpf import DPF
 from refimpl.methods.ste import STE
@@ -19,32 +20,25 @@ from refimpl.testing.methods import check_method
 from refimpl.testing.quadratic import NOISE, QuadraticModel, train, trainer_of
 from refimpl.weights import ParamSpec, SparseWeight, Support, support_of
 
-SPECS = QuadraticModel().specs()
-PRUNABLE = [name for name, spec in SPECS.items() if spec.prunable]
-TOTAL = sum(SPECS[name].size for name in PRUNABLE)
 LR = 0.05
 
 
-def each(specs, density):
-    return sum(count_at(d, specs[name].size) for name, d in densities(specs, Allocation(density)).items())
-
-
-def together(specs, density):
-    return round(density * sum(spec.size for spec in specs.values() if spec.prunable))
-
-
 def test_whole_runs_of_dpf():
-    check_run(lambda d, steps, epoch: DPF(Allocation(d), interval=4, end_step=steps - epoch - 1), "hidden", counts=each)
+    check_run(
+        lambda d, steps, epoch: DPF(Allocation(d), interval=4, end_step=steps - epoch - 1),
+        "hidden",
+        counts=count_of_each,
+    )
     check_run(
         lambda d, steps, epoch: DPF(Allocation(d), interval=3, end_step=10, scope="global", initial_sparsity=0.2),
         "hidden",
-        counts=together,
+        counts=count_of_all,
     )
 
 
 def test_whole_runs_of_ste():
     check_run(lambda d, steps, epoch: STE(Allocation(d, "erk")), "hidden", counts=None)
-    check_run(lambda d, steps, epoch: STE(Allocation(d), scope="global"), "hidden", counts=together)
+    check_run(lambda d, steps, epoch: STE(Allocation(d), scope="global"), "hidden", counts=count_of_all)
 
 
 @pytest.mark.parametrize("conventions", [Conventions(), Conventions(pool="gate")])
@@ -57,14 +51,6 @@ def test_single_exchanges(conventions):
 
 
 # --- the sets ------------------------------------------------
-
-
-def params_of(seed, tied=False):
-    rng = np.random.default_rng(seed)
-    return {
-        name: rng.integers(-3, 4, spec.shape).astype(float) if tied else rng.standard_normal(spec.shape)
-        for name, spec in SPECS.items()
-    }
 
 
 def used(method, params):
@@ -81,7 +67,7 @@ def brute(params, names, count):
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 2**31), st.floats(0.3, 0.95), st.booleans(), st.integers(0, 60))
 def test_dpf_follows_the_cubic_to_the_entry(seed, density, tied, step):
-    params = params_of(seed, tied)
+    params = drawn(seed, tied)
     end, first = 50, Fraction(0.8)
     left = Fraction(max(end - step, 0), end)
     now = lambda d: float(Fraction(d) + (max(Fraction(d), first) - Fraction(d)) * left**3)  # noqa: E731
@@ -101,7 +87,7 @@ def test_dpf_follows_the_cubic_to_the_entry(seed, density, tied, step):
 
 
 def test_a_fixed_tensor_has_its_own_density_and_the_rest_one_threshold():
-    params = params_of(1)
+    params = drawn(1)
     method = STE(Allocation(0.25, fixed={"fc.weight": 1.0, "encoder.weight": 0.5}), scope="global")
     method.supports(SPECS, seed=0)
     rest = [name for name in PRUNABLE if name not in ("fc.weight", "encoder.weight")]
@@ -130,7 +116,7 @@ def test_the_set_stays_between_renewals():
 
 
 def test_a_tensor_of_which_nothing_would_be_left_is_named():
-    params = params_of(2)
+    params = drawn(2)
     params["conv.weight"] = params["conv.weight"] * 1e-9
     method = STE(Allocation(0.2), scope="global")
     method.supports(SPECS, seed=0)
@@ -367,7 +353,7 @@ def test_wrong_options_are_refused(make, says):
 
 
 def test_a_pool_of_two_tensors_shares_its_count():
-    params = params_of(4)
+    params = drawn(4)
     method = STE(Allocation(0.5), conventions=Conventions(pool="layer"))
     method.supports(SPECS, seed=0)
     layer = ["rnn.weight_ih_l0", "rnn.weight_hh_l0"]

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from gradient_cases import RandomBlocks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -309,17 +310,10 @@ def test_nothing_dense_is_made(kind):
     shape = (4000, 4000)
     method = kind(Allocation(0.005), Constant(0.5))
 
-    class Blocks:
-        shape = (4000, 4000)
-
-        def blocks(self):
-            for start in range(0, 4000, 25):
-                yield slice(start, start + 25), np.random.default_rng(start).random((25, 4000), np.float32)
-
     tracemalloc.start()
     support = method.supports({"w": ParamSpec("w", shape, "linear", True)}, seed=0)["w"]
     weight = SparseWeight(support, np.random.default_rng(0).standard_normal(support.nnz))
-    method.exchange({"w": weight}, step=1, seed=0, gradients={"w": Blocks()})
+    method.exchange({"w": weight}, step=1, seed=0, gradients={"w": RandomBlocks(shape)})
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     block = 25 * 4000 * 4 if kind is RigL else 0

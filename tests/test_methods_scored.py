@@ -22,8 +22,7 @@ from scored_cases import (
     weights_of,
 )
 
-from refimpl.methods import scored
-from refimpl.methods.allocation import Allocation
+from refimpl.methods.allocation import Allocation, densities
 from refimpl.methods.conventions import Conventions
 from refimpl.methods.grasp import GraSP, hessian_gradient
 from refimpl.methods.magnitude_init import MagnitudeInit
@@ -81,7 +80,7 @@ def test_counts_are_exact_and_fixed_tensors_are_respected(request: Any, name: st
         assert isinstance(out[key], np.ndarray) == (density == 1)
     shared = [key for key in weights_of(specs) if key not in allocation.fixed]
     if scope == "local":
-        shares = scored.densities(specs, allocation, conventions)
+        shares = densities(specs, allocation, conventions)
         assert all(
             support_of(out[key]).nnz == min(specs[key].size, count(shares[key], specs[key].size)) for key in shared
         )
@@ -90,19 +89,36 @@ def test_counts_are_exact_and_fixed_tensors_are_respected(request: Any, name: st
         assert sum(support_of(out[key]).nnz for key in shared) == count(allocation.density, size)
 
 
-@given(st.lists(st.lists(st.integers(-3, 3), min_size=1, max_size=8), min_size=1, max_size=4), st.data())
-def test_ties_go_to_what_comes_first(scores: list[list[int]], data: st.DataObject) -> None:
-    """Against a sort of all (score, tensor, position)."""
-    count = data.draw(st.integers(1, sum(map(len, scores))))
-    order = sorted((-s, k, p) for k, own in enumerate(scores) for p, s in enumerate(own))[:count]
-    expected = [sorted(p for _, k, p in order if k == tensor) for tensor in range(len(scores))]
-    arrays = {f"w{k}": np.array(own, float) for k, own in enumerate(scores)}
-    if all(expected):
-        found = scored.keep_best(arrays, count)
-        assert [own.tolist() for own in found.values()] == expected
-    else:
-        with pytest.raises(ValueError, match=f"w{expected.index([])} would keep no weight"):
-            scored.keep_best(arrays, count)
+@pytest.mark.parametrize("kind", METHODS)
+@pytest.mark.parametrize(
+    "pins", [{"first_layer": "dense-if-uniform"}, {"linear_layers": "dense"}, {"last_layer": "density-0.2"}]
+)
+def test_globally_neither_rule_nor_place_treats_a_tensor_apart(kind: str, pins: Any) -> None:
+    """With a rule and conventions that would pin densities, and pools that are not whole tensors."""
+    model = QuadraticModel()
+    specs, params, probe = model.specs(), model.init(3, np.float64), QuadraticProbe(model)
+    cases: list[tuple[Any, Conventions]] = [
+        ("uniform", Conventions()),
+        ("uniform", Conventions(pool="layer", **pins)),
+        ("erk", Conventions(pool="gate", **pins)),
+    ]
+    outs = []
+    for rule, conventions in cases:
+        method = METHODS[kind](Allocation(0.2, rule), scope="global", conventions=conventions)
+        outs.append(method.start(params, specs, probe, seed=0))
+    plain, one, other = outs
+    assert all(support_of(plain[name]) == support_of(one[name]) == support_of(other[name]) for name in specs)
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_locally_each_tensor_competes_as_a_whole(kind: str) -> None:
+    model = QuadraticModel()
+    specs, params, probe = model.specs(), model.init(3, np.float64), QuadraticProbe(model)
+    plain, gates, ties = (
+        METHODS[kind](Allocation(0.4), scope="local", conventions=conventions).start(params, specs, probe, seed=0)
+        for conventions in (Conventions(), Conventions(pool="gate"), Conventions(pool="layer", drop_ties="threshold"))
+    )
+    assert all(support_of(plain[name]) == support_of(gates[name]) == support_of(ties[name]) for name in specs)
 
 
 @given(SEEDS, st.integers(-20, 20))
@@ -316,7 +332,7 @@ def test_what_is_refused() -> None:
     model, params, probe = mlp_case(0)
     specs = model.specs()
     for kind in METHODS.values():
-        with pytest.raises(ValueError, match="give 'local' or 'global'"):
+        with pytest.raises(ValueError, match="'layer'; give 'local'"):
             kind(Allocation(0.5), scope="layer")
         method: Any = kind(Allocation(0.5))
         sparse = {**params, "layers.0.weight": SparseWeight(Support.full((8, 6)), np.ones(48))}

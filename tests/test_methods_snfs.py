@@ -4,6 +4,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from gradient_cases import RandomBlocks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -185,17 +186,10 @@ def test_the_momentum_is_all_that_is_dense():
     shape = (2000, 2000)
     method = SNFS(Allocation(0.005), Constant(0.5))
 
-    class Blocks:
-        shape = (2000, 2000)
-
-        def blocks(self):
-            for start in range(0, 2000, 25):
-                yield slice(start, start + 25), np.random.default_rng(start).random((25, 2000), np.float32)
-
     support = method.supports({"w": ParamSpec("w", shape, "linear", True)}, seed=0)["w"]
     params = {"w": SparseWeight(support, np.random.default_rng(0).standard_normal(support.nnz))}
     tracemalloc.start()
-    method.observe(params, {"w": Blocks()}, step=1)
+    method.observe(params, {"w": RandomBlocks(shape)}, step=1)
     method.exchange(params, step=1, seed=0)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()

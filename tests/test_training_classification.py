@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +30,7 @@ EPS = float(np.finfo(float).eps)
 SHAPE = (1, 6, 5)
 CLASSES = 3
 
-
-@pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.chdir(tmp_path)
-    with kernels.use("spec"):
-        yield
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 def part(n: int, seed: int, shape: tuple[int, int, int] = SHAPE) -> Part:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from difflib import get_close_matches
 
+from refimpl.methods.acdc import ACDC
 from refimpl.methods.allocation import Allocation, density_from_sparsity
 from refimpl.methods.base import BaseMethod, Method
 from refimpl.methods.conventions import DEFAULT, Conventions
@@ -21,6 +22,7 @@ from refimpl.methods.magnitude_init import MagnitudeInit
 from refimpl.methods.mest import MEST
 from refimpl.methods.movement import Movement
 from refimpl.methods.oneshot import OneShot
+from refimpl.methods.phases import Phases
 from refimpl.methods.powerprop import Powerpropagation
 from refimpl.methods.profiles import PROFILES, profile
 from refimpl.methods.rigl import RigL
@@ -42,6 +44,7 @@ METHODS: dict[str, type[BaseMethod]] = {
         *(Static, MagnitudeInit, SNIP, GraSP, SynFlow),  # a support chosen before training
         *(OneShot, GMP, IMP, STR, Movement, ISS),  # from dense to sparse
         *(SET, Selfish, RigL, ITOP, DeepR, DSR, SNFS, GraNet, MEST),  # sparse throughout, or nearly so
+        ACDC,  # dense and sparse in turn
         *(TopKAST, DPF, STE, SRSTE),  # dense weights, sparse forward pass
     )
 }
@@ -64,6 +67,7 @@ def method_class(name: str) -> type[BaseMethod]:
 
 
 __all__ = [
+    "ACDC",
     "DEFAULT",
     "DPF",
     "DSR",
@@ -91,6 +95,7 @@ __all__ = [
     "Method",
     "Movement",
     "OneShot",
+    "Phases",
     "Powerpropagation",
     "RigL",
     "Selfish",

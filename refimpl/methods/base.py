@@ -16,7 +16,7 @@ step (the first is 1):
    ``update_support``, ``adjust`` them, and then exchange if ``exchange_due(step=step, epoch_end=False)``, with the
    gradients of this batch;
 5. at the end of an epoch, after validation, an exchange if ``exchange_due(step=step, epoch_end=True)``;
-6. after an exchange, ``values_after`` for each weight that it moved, and ``rewind``.
+6. after an exchange, ``values_after`` for each weight that it moved, then ``rewind`` and ``forgets``.
 """
 
 from __future__ import annotations
@@ -155,6 +155,9 @@ class Method(Protocol):
     def rewind(self, params: Params, *, step: int) -> Rewind | None:
         """Tell whether training goes back to an earlier step, after the exchange of this one."""
 
+    def forgets(self, step: int) -> bool:
+        """Tell whether the optimizer begins anew after the exchange of this step, for all parameters."""
+
     def horizon(self, steps: int) -> int:
         """Return over how many of a run's steps the learning rate runs its course: fewer if training goes back."""
 
@@ -255,6 +258,10 @@ class BaseMethod:
     def rewind(self, params: Params, *, step: int) -> Rewind | None:
         """Return None: training never goes back."""
         return None
+
+    def forgets(self, step: int) -> bool:
+        """Return False."""
+        return False
 
     def horizon(self, steps: int) -> int:
         """Return all steps."""

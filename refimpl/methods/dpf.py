@@ -36,7 +36,8 @@ import numpy as np
 
 from refimpl.methods.allocation import Allocation
 from refimpl.methods.conventions import DEFAULT, Conventions
-from refimpl.methods.hidden import Group, Hidden, Scope, groups_of, largest, require_scope
+from refimpl.methods.groups import Group, Scope, counts_of, groups_of, require_scope
+from refimpl.methods.hidden import Hidden, largest
 from refimpl.methods.pruning import cubic
 from refimpl.methods.schedule import EverySteps
 from refimpl.weights.parameters import Params, ParamSpec
@@ -96,8 +97,7 @@ class DPF(Hidden):
         """Remember which tensors are pruned; return no support, for everything stays stored."""
         self.forget()
         self.groups = groups_of(specs, self.allocation, self.scope, self.conventions)
-        for group in self.groups:
-            group.count(self.conventions)  # refuses what would end up empty
+        counts_of(self.groups, self.conventions)  # refuses what would end up empty
         return {}
 
     def density_at(self, final: float, step: int) -> float:

@@ -268,7 +268,9 @@ def _move(
         if whole and not forbid and isinstance(chosen, Ranked) and chosen.candidates is growth.candidates:
             grown[first.name].append(chosen)  # a tensor's own ranks, which need not become places first
         else:
-            _scatter(growth.pool, chosen.places if isinstance(chosen, Ranked) else chosen, grown)
+            places = chosen.places if isinstance(chosen, Ranked) else chosen
+            for name, flat in growth.pool.divided(places):
+                grown[name].append(flat)
     return {name: _moved(weights[name].support, gone[name], chosen) for name, chosen in grown.items()}
 
 
@@ -315,10 +317,3 @@ def _moved(support: Support, goes: np.ndarray, chosen: Sequence[np.ndarray | Ran
         return Exchange.moving(support, goes, chosen[0].ranks, ranked=True)
     lists = [places for places in chosen if not isinstance(places, Ranked)]
     return Exchange.moving(support, goes, lists[0] if len(lists) == 1 else np.sort(np.concatenate(lists)))
-
-
-def _scatter(pool: Pool, places: np.ndarray, into: Mapping[str, list[np.ndarray | Ranked]]) -> None:
-    """Hand places of a pool (ascending) to the tensors to which they belong, as flat positions."""
-    for s in pool.segments:
-        low, high = np.searchsorted(places, [s.offset, s.offset + s.stop - s.start])
-        into[s.name].append(places[low:high] + (s.start - s.offset))

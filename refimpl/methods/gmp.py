@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING
 from refimpl.methods.allocation import Allocation, density_from_sparsity
 from refimpl.methods.base import Probe
 from refimpl.methods.conventions import DEFAULT, Conventions
-from refimpl.methods.hidden import Scope
+from refimpl.methods.groups import Scope
 from refimpl.methods.pruning import Pruning, cubic, prune
 from refimpl.weights.carry import Exchange
 from refimpl.weights.parameters import Params, ParamSpec

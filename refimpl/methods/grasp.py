@@ -55,7 +55,8 @@ import numpy as np
 from refimpl.methods.allocation import Allocation
 from refimpl.methods.base import Probe, evaluate
 from refimpl.methods.conventions import DEFAULT, Conventions
-from refimpl.methods.scored import Scope, ScoredOnce, Scores, refuse_nonfinite
+from refimpl.methods.groups import Scope
+from refimpl.methods.scored import ScoredOnce, Scores, refuse_nonfinite
 from refimpl.weights.parameters import Params, ParamSpec
 from refimpl.weights.sparse import SparseWeight, Weight, values_of
 

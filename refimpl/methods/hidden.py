@@ -10,24 +10,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from refimpl.methods.allocation import Allocation, count_at, densities
 from refimpl.methods.base import BaseMethod
 from refimpl.methods.conventions import DEFAULT, Conventions
 from refimpl.methods.drop import keep_largest
-from refimpl.methods.pools import Pool, pools_of
+from refimpl.methods.groups import Group, as_given, emptied
 from refimpl.weights.carry import Exchange
-from refimpl.weights.parameters import Params, ParamSpec
+from refimpl.weights.parameters import Params
 from refimpl.weights.sparse import SparseWeight, Weight, values_of
 from refimpl.weights.support import Shape, Support
 
 if TYPE_CHECKING:
     from refimpl.weights.gradient import Gradient
-
-Scope = Literal["local", "global"]
 
 
 @dataclass(frozen=True)
@@ -149,95 +146,8 @@ class Hidden(BaseMethod):
         self._chosen = taken
 
 
-@dataclass(frozen=True)
-class Group:
-    """A pool whose weights compete for one number of places, and the density that each of its segments is to have."""
-
-    pool: Pool
-    densities: tuple[float, ...]
-
-    def count(self, conventions: Conventions, at: Callable[[float], float] = lambda density: density) -> int:
-        """Return how many entries are used where density d stands for ``at(d)``."""
-        if len(set(self.densities)) == 1:  # counted as one, not each segment rounded
-            return count_at(at(self.densities[0]), self.pool.size, conventions, self.pool.label)
-        return sum(
-            count_at(at(density), segment.stop - segment.start, conventions, segment.name)
-            for segment, density in zip(self.pool.segments, self.densities, strict=True)
-        )
-
-    def as_json(self) -> list[Any]:
-        """Return lists and numbers from which :meth:`from_json` makes the group again."""
-        return [self.pool.as_json(), list(self.densities)]
-
-    @classmethod
-    def from_json(cls, saved: list[Any]) -> Group:
-        """Undo :meth:`as_json`."""
-        pool, densities = saved
-        return cls(Pool.from_json(pool), tuple(float(density) for density in densities))
-
-
-def require_scope(scope: str, allocation: Allocation | None = None) -> None:
-    """Raise a ValueError unless there is such a scope, and it leaves the allocation's rule something to say."""
-    if scope not in ("local", "global"):
-        raise ValueError(
-            f"the scope is {scope!r}; give 'local' (a count for each tensor) or 'global' (one for the model)"
-        )
-    if scope == "global" and allocation is not None and allocation.rule != "uniform":
-        raise ValueError(
-            f"the allocation rule is {allocation.rule!r}, but with the scope 'global' the magnitudes decide how dense "
-            "each tensor is; give the rule 'uniform', or the scope 'local'"
-        )
-
-
-def groups_of(
-    specs: Mapping[str, ParamSpec], allocation: Allocation, scope: Scope, conventions: Conventions
-) -> list[Group]:
-    """Divide the prunable tensors into groups; those of density 1 are in none.
-
-    Parameters
-    ----------
-    specs, allocation, conventions
-        As in :func:`refimpl.methods.allocation.densities`.
-    scope : {"local", "global"}
-        *Local*: the pools of the conventions, each tensor by default, with the densities that the allocation gives.
-        *Global*: all tensors are one, save those whose density is ``fixed``.
-    """
-    allocated = {name: d for name, d in densities(specs, allocation, conventions).items() if d < 1}
-    together = [name for name in allocated if scope == "global" and name not in allocation.fixed]
-    pools = [Pool.chain("global", [(name, 0, specs[name].size) for name in together])] if together else []
-    pools += pools_of(specs, [name for name in allocated if name not in together], conventions.pool)
-    return [Group(pool, tuple(allocated[segment.name] for segment in pool.segments)) for pool in pools]
-
-
-def keep_in(pool: Pool, scores: Mapping[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
-    """Find the ``count`` largest scores of a pool; of equal ones the earlier segment and the lower position stay.
-
-    Returns
-    -------
-    dict of str to ndarray of int64
-        Ascending flat positions in each tensor.
-
-    Raises
-    ------
-    ValueError
-        If nothing of a tensor would be kept, which cuts the network, or a score is NaN.
-    """
-    lists = [scores[segment.name].reshape(-1)[segment.start : segment.stop] for segment in pool.segments]
-    kept = keep_largest(lists[0] if len(lists) == 1 else np.concatenate(lists), count)
-    out = {}
-    for segment in pool.segments:
-        low, high = np.searchsorted(kept, [segment.offset, segment.offset + segment.stop - segment.start])
-        if low == high:
-            raise ValueError(
-                f"nothing of {segment.name} is among the {count} largest weights of the pool {pool.label!r}; lower the "
-                "sparsity, fix this tensor's density, or give each tensor its own count (scope 'local', pool 'matrix')"
-            )
-        out[segment.name] = kept[low:high] + (segment.start - segment.offset)
-    return out
-
-
 def largest(
-    method: Hidden, groups: list[Group], params: Params, at: Callable[[float], float] = lambda density: density
+    method: Hidden, groups: list[Group], params: Params, at: Callable[[float], float] = as_given
 ) -> dict[str, np.ndarray]:
     """Find the weights of largest magnitude in each group, where density d stands for ``at(d)``.
 
@@ -245,11 +155,19 @@ def largest(
     -------
     dict of str to ndarray of int64
         Ascending flat positions, for the tensors of which not all entries are found.
+
+    Raises
+    ------
+    ValueError
+        If nothing of a tensor would be found, or a weight is NaN.
     """
     found: dict[str, list[np.ndarray]] = {}
     for group in groups:
-        scores = {name: method.magnitudes(name, params) for name in {s.name for s in group.pool.segments}}
-        for name, flat in keep_in(group.pool, scores, group.count(method.conventions, at)).items():
+        lists = [method.magnitudes(s.name, params).reshape(-1)[s.start : s.stop] for s in group.pool.segments]
+        kept = keep_largest(lists[0] if len(lists) == 1 else np.concatenate(lists), group.count(method.conventions, at))
+        for name, flat in group.pool.divided(kept):
+            if not flat.size:
+                raise emptied(name)
             found.setdefault(name, []).append(flat)
     merged = {name: lists[0] if len(lists) == 1 else np.sort(np.concatenate(lists)) for name, lists in found.items()}
     return {name: flat for name, flat in merged.items() if flat.size < values_of(params[name]).size}

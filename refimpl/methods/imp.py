@@ -35,7 +35,7 @@ import numpy as np
 from refimpl.methods.allocation import Allocation
 from refimpl.methods.base import Probe, Rewind
 from refimpl.methods.conventions import DEFAULT, Conventions
-from refimpl.methods.hidden import Scope
+from refimpl.methods.groups import Scope
 from refimpl.methods.pruning import Pruning, prune
 from refimpl.weights.carry import Exchange
 from refimpl.weights.parameters import Params, ParamSpec

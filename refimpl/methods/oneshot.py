@@ -29,9 +29,9 @@ import numpy as np
 
 from refimpl.methods.allocation import Allocation
 from refimpl.methods.conventions import DEFAULT, Conventions
-from refimpl.methods.hidden import Scope, groups_of
+from refimpl.methods.groups import Scope, groups_of, take_out
 from refimpl.methods.nm import Pattern, check_nm, nm_flat, require_pattern
-from refimpl.methods.pruning import Pruning, prune, take_out
+from refimpl.methods.pruning import Pruning, prune
 from refimpl.weights.carry import Exchange
 from refimpl.weights.parameters import Params, ParamSpec
 from refimpl.weights.sparse import SparseWeight, Weight
@@ -109,7 +109,7 @@ class OneShot(Pruning):
         if self.pattern is None:
             return prune(params, self.pools, self.kept(), self.conventions)
         goes = {pool.label: _outside(params[pool.label], self.pattern) for pool in self.pools}
-        return take_out(params, self.pools, goes, self.conventions)
+        return take_out(params, self.pools, goes)
 
     def settled(self, step: int) -> bool:
         """Tell whether the model has been pruned."""

@@ -7,9 +7,11 @@ vector and never asks what it is made of.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
+
+import numpy as np
 
 from refimpl.weights.parameters import ParamSpec
 
@@ -44,6 +46,12 @@ class Pool:
         """Number of places."""
         last = self.segments[-1]
         return last.offset + last.stop - last.start
+
+    def divided(self, places: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+        """Hand ascending places of the pool to its tensors: each segment's name, with flat positions in its tensor."""
+        for s in self.segments:
+            low, high = np.searchsorted(places, [s.offset, s.offset + s.stop - s.start])
+            yield s.name, places[low:high] + (s.start - s.offset)
 
     @classmethod
     def chain(cls, label: str, ranges: list[tuple[str, int, int]]) -> Pool:

@@ -286,6 +286,10 @@ class Powerpropagation(BaseMethod):
         """Ask the method inside, whose snapshots are of φ."""
         return self.inner.rewind(params, step=step)
 
+    def forgets(self, step: int) -> bool:
+        """Ask the method inside."""
+        return self.inner.forgets(step)
+
     def horizon(self, steps: int) -> int:
         """Ask the method inside."""
         return self.inner.horizon(steps)

@@ -1,4 +1,4 @@
-r"""What the methods share that only ever take weights away: who competes, how many stay, and which.
+r"""What the methods share that only ever take weights away by their magnitude: how many stay, and when.
 
 Weights are ranked by :math:`|w|` within pools: each tensor by itself (scope *local*; convention ``pool``), or all
 tensors together under one threshold (scope *global*). Everything is stored at first, :math:`S` shrinks and never grows,
@@ -16,13 +16,10 @@ import numpy as np
 from refimpl.methods.allocation import Allocation
 from refimpl.methods.base import BaseMethod
 from refimpl.methods.conventions import DEFAULT, Conventions
-from refimpl.methods.drop import drop_smallest
-from refimpl.methods.exchange import move, values_in
-from refimpl.methods.hidden import Group, Scope, groups_of, require_scope
+from refimpl.methods.groups import Group, Scope, as_given, counts_of, groups_of, keep_best, require_scope
 from refimpl.methods.pools import Pool
 from refimpl.weights.carry import Exchange
 from refimpl.weights.parameters import Params, ParamSpec
-from refimpl.weights.sparse import as_sparse
 
 if TYPE_CHECKING:
     from refimpl.weights.support import Support
@@ -58,52 +55,8 @@ def cubic(initial: float, final: float, *, step: int, begin: int, end: int) -> f
 def prune(
     params: Params, pools: Sequence[Pool], kept: Mapping[str, int], conventions: Conventions = DEFAULT
 ) -> dict[str, Exchange]:
-    """Keep the largest weights of each pool.
-
-    Parameters
-    ----------
-    params : Params
-        A dense array counts as a weight on its full support. Nothing in it is changed.
-    pools : sequence of Pool
-        Disjoint.
-    kept : mapping of str to int
-        How many entries of each pool stay, by label; a pool that stores no more than that is left alone.
-    conventions : Conventions
-        Of which ``drop_ties`` is read: by default the count is exact, and of equal weights the lower places stay.
-
-    Returns
-    -------
-    dict of str to Exchange
-        One for each tensor that loses entries, and for no other: what loses nothing stays the array that it is.
-
-    Raises
-    ------
-    ValueError
-        If a tensor would lose all its entries, or a weight is NaN.
-    """
-    weights = {s.name: as_sparse(params[s.name]) for pool in pools for s in pool.segments}
-    goes: dict[str, np.ndarray] = {}
-    for pool in pools:
-        magnitude = np.abs(values_in(pool, weights))
-        goes[pool.label] = np.zeros(magnitude.size, bool)
-        surplus = max(0, magnitude.size - kept[pool.label])
-        goes[pool.label][drop_smallest(magnitude, surplus, conventions.drop_ties)] = True
-    return take_out(dict(weights), pools, goes, conventions)
-
-
-def take_out(
-    params: Params, pools: Sequence[Pool], goes: Mapping[str, np.ndarray], conventions: Conventions = DEFAULT
-) -> dict[str, Exchange]:
-    """Take the flagged entries out of each pool; result and errors are those of :func:`prune`."""
-    losing = [pool for pool in pools if goes[pool.label].any()]
-    moved = move(params, losing, goes=goes, want={}, conventions=conventions)
-    for name, exchange in moved.items():
-        if not exchange.new.nnz:
-            raise ValueError(
-                f"pruning would take all entries of {name}, which cuts the network; lower the sparsity, fix this "
-                "tensor's density, or prune each tensor by itself (scope 'local')"
-            )
-    return {name: exchange for name, exchange in moved.items() if exchange.goes.any()}
+    """Keep the largest weights of each pool; see :func:`refimpl.methods.groups.keep_best`."""
+    return keep_best(params, pools, kept, conventions, score=np.abs)
 
 
 class Pruning(BaseMethod):
@@ -149,9 +102,9 @@ class Pruning(BaseMethod):
                 )
         return {}
 
-    def kept(self, at: Callable[[float], float] = lambda density: density) -> dict[str, int]:
+    def kept(self, at: Callable[[float], float] = as_given) -> dict[str, int]:
         """Return how many entries each pool keeps, by label, where a final density d stands for ``at(d)``."""
-        return {group.pool.label: group.count(self.conventions, at) for group in self.groups}
+        return counts_of(self.groups, self.conventions, at)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the pools, and the densities in the end."""

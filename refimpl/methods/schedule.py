@@ -236,3 +236,20 @@ def _recursive_cosine(initial: float, floor: float, steps: int, periods: int) ->
             ratio = (1 + math.cos(math.pi * t / steps)) / (1 + math.cos(math.pi * (t - 1) / steps))
             values.append(ratio * (last - floor) + floor)
     return tuple(values)
+
+
+def over_the_run(drop_fraction: Fraction | float, total_steps: int | None) -> Fraction:
+    """Return a schedule as it is, and for a number the cosine from it down to 0.005 over a whole run.
+
+    Raises
+    ------
+    ValueError
+        If it is a number and the length of the run is not given.
+    """
+    if callable(drop_fraction):
+        return drop_fraction
+    if total_steps is None:
+        raise ValueError(
+            "a drop fraction that is a number starts a cosine; give total_steps, the length of the run, too"
+        )
+    return Cosine(drop_fraction, total_steps, floor=0.005)

@@ -1,4 +1,4 @@
-r"""Choosing a support before training: each weight gets a score, and the best ones of a contest stay.
+r"""Choosing a support before training: each weight gets a score, and the best ones of a group stay.
 
 With scores :math:`s` of the n entries that compete and a density :math:`\rho`, the support is
 
@@ -7,7 +7,7 @@ With scores :math:`s` of the n entries that compete and a density :math:`\rho`, 
 and does not change any more; A = B = S. The entries compete within their tensor (*local*, with the densities of
 :mod:`refimpl.methods.allocation`) or over the whole model (*global*, with one density for all, so that how the
 tensors share it follows from the scores and no rule of allocation is read). A tensor whose density the allocation
-fixes is a contest of its own in either case, or stays dense.
+fixes is a group of its own in either case, or stays dense; see :mod:`refimpl.methods.groups`.
 
 Of equal scores the earlier tensor's, and in a tensor the lower position's, stays. The parameters come dense, and as
 many scores are held as there are weights, until the support is chosen.
@@ -15,112 +15,26 @@ many scores are held as there are weights, until the support is chosen.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from refimpl.methods.allocation import Allocation, count_at, densities
+from refimpl.methods.allocation import Allocation
 from refimpl.methods.base import BaseMethod, Probe
-from refimpl.methods.conventions import DEFAULT, AllocationConventions, Conventions
-from refimpl.methods.drop import keep_largest
+from refimpl.methods.conventions import DEFAULT, Conventions
+from refimpl.methods.groups import Group, Scope, as_given, counts_of, groups_of, keep_best, require_scope
+from refimpl.weights.carry import Exchange
 from refimpl.weights.parameters import Params, ParamSpec
-from refimpl.weights.sparse import SparseWeight, Weight
+from refimpl.weights.sparse import SparseWeight, Weight, values_of
 from refimpl.weights.support import Support
 
 if TYPE_CHECKING:
     from refimpl.weights.gradient import Gradient
 
-Scope = Literal["local", "global"]
 Scores = dict[str, np.ndarray]
 """One number for each stored entry of a tensor, in row-major order, by the tensor's name."""
-
-
-@dataclass(frozen=True)
-class Contest:
-    """Tensors whose entries compete for the same places.
-
-    Attributes
-    ----------
-    names : tuple of str
-        In the order of the model's parameters.
-    size : int
-        Entries of them all.
-    density : float
-        Fraction of those entries that stays in the end.
-    """
-
-    names: tuple[str, ...]
-    size: int
-    density: float
-
-    def count(self, conventions: AllocationConventions, density: float | None = None) -> int:
-        """Return how many entries stay, at the final density or at another on the way there.
-
-        Raises
-        ------
-        ValueError
-            If it would be none.
-        """
-        label = self.names[0] if len(self.names) == 1 else "the whole model"
-        return count_at(self.density if density is None else density, self.size, conventions, label)
-
-
-def contests_of(
-    specs: Mapping[str, ParamSpec], allocation: Allocation, scope: Scope, conventions: AllocationConventions
-) -> list[Contest]:
-    """Divide the prunable tensors of density below 1 into contests.
-
-    Raises
-    ------
-    ValueError
-        As :func:`refimpl.methods.allocation.densities` does.
-    """
-    own = densities(specs, allocation, conventions)
-    contests = []
-    if scope == "global":
-        shared = tuple(name for name in own if name not in allocation.fixed)
-        if shared:
-            contests.append(Contest(shared, sum(specs[name].size for name in shared), allocation.density))
-        own = {name: own[name] for name in allocation.fixed}
-    contests += [Contest((name,), specs[name].size, density) for name, density in own.items()]
-    return [contest for contest in contests if contest.density < 1]
-
-
-def keep_best(scores: Mapping[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
-    """Find the ``count`` largest scores of some tensors together.
-
-    Parameters
-    ----------
-    scores : mapping of str to ndarray, shape (n_l,)
-        Of equal ones those that come earlier stay.
-    count : int
-
-    Returns
-    -------
-    dict of str to ndarray of int64
-        Places among each tensor's scores, ascending.
-
-    Raises
-    ------
-    ValueError
-        If a score is not finite, or a tensor would keep none.
-    """
-    for name, own in scores.items():
-        refuse_nonfinite(name, own)
-    kept = keep_largest(np.concatenate(list(scores.values())), count)
-    ends = np.cumsum([own.size for own in scores.values()])
-    out = {}
-    for name, places, end in zip(scores, np.split(kept, np.searchsorted(kept, ends[:-1])), ends, strict=True):
-        if not places.size:
-            raise ValueError(
-                f"{name} would keep no weight: all its {scores[name].size} scores are below those that stay; lower "
-                "the sparsity, fix this tensor's density in the allocation, or let each tensor keep its share "
-                "(scope 'local')"
-            )
-        out[name] = places - (end - scores[name].size)
-    return out
 
 
 def refuse_nonfinite(name: str, scores: np.ndarray) -> None:
@@ -130,15 +44,6 @@ def refuse_nonfinite(name: str, scores: np.ndarray) -> None:
             f"a score of {name} is NaN or infinite, so its weights cannot be ranked; check the initial weights and "
             "the data, or make the weights smaller"
         )
-
-
-def restricted(params: Params, supports: Mapping[str, Support]) -> Params:
-    """Return the parameters with some dense ones on a support; one that keeps all its entries stays as it is."""
-    out = dict(params)
-    for name, support in supports.items():
-        if support.nnz < support.size:
-            out[name] = SparseWeight.from_dense(as_dense(name, params[name]), support)
-    return out
 
 
 def as_dense(name: str, weight: Weight) -> np.ndarray:
@@ -175,11 +80,13 @@ class ScoredOnce(BaseMethod):
     Parameters
     ----------
     allocation : Allocation
-        How many entries are stored. With scope "global" its rule is not read.
+        How many entries are stored. With scope "global" its rule is not read, whichever it is: the scores decide how
+        dense each tensor is.
     scope : {"local", "global"}
         Whether weights compete within their tensor or over the whole model.
     conventions : Conventions
-        Of which ``initial_rounding`` and ``er_cap`` are read; counts are exact whatever ``initial_count`` says.
+        Of which those of the allocation are read; what they say of single tensors (``er_*``, ``*_layer*``) with scope
+        "local" only. Counts are exact whatever ``initial_count`` says, and each tensor competes as a whole.
 
     Raises
     ------
@@ -189,8 +96,7 @@ class ScoredOnce(BaseMethod):
 
     def __init__(self, allocation: Allocation, *, scope: Scope, conventions: Conventions = DEFAULT) -> None:
         super().__init__(conventions)
-        if scope not in ("local", "global"):
-            raise ValueError(f"the scope of {self.name} is {scope!r}; give 'local' or 'global'")
+        require_scope(scope)
         self.allocation = allocation
         self.scope: Scope = scope
 
@@ -203,22 +109,42 @@ class ScoredOnce(BaseMethod):
             If a score is not finite, a tensor or the model would keep no weight, a tensor is sparse already, or the
             method needs a probe and gets none.
         """
-        contests = contests_of(specs, self.allocation, self.scope, self.conventions)
-        for contest in contests:
-            contest.count(self.conventions)  # so that too low a density is refused before anything is computed
-            for name in contest.names:
-                as_dense(name, params[name])
-        return restricted(params, self.choose(params, specs, probe, contests)) if contests else params
+        groups = self.competing(specs)
+        counts_of(groups, self.conventions)  # so that too low a density is refused before anything is computed
+        dense = {s.name: as_dense(s.name, params[s.name]) for group in groups for s in group.pool.segments}
+        chosen = self.choose(params, specs, probe, groups) if groups else {}
+        return params | {name: SparseWeight.from_dense(dense[name], support) for name, support in chosen.items()}
+
+    def competing(self, specs: Mapping[str, ParamSpec]) -> list[Group]:
+        """Return who competes: whole tensors, or all of them, of which then none is treated apart by rule or place."""
+        allocation, conventions = self.allocation, replace(self.conventions, pool="matrix")
+        if self.scope == "global":
+            allocation = replace(allocation, rule="uniform")
+            conventions = replace(
+                conventions, first_layer="as-others", linear_layers="as-others", last_layer="as-others"
+            )
+        return groups_of(specs, allocation, self.scope, conventions)
 
     def choose(
-        self, params: Params, specs: Mapping[str, ParamSpec], probe: Probe | None, contests: list[Contest]
+        self, params: Params, specs: Mapping[str, ParamSpec], probe: Probe | None, groups: list[Group]
     ) -> dict[str, Support]:
-        """Return the supports of the tensors of all contests."""
+        """Return the supports of the tensors that lose entries."""
         scores = self.scores(params, specs, probe)
-        kept: dict[str, np.ndarray] = {}
-        for contest in contests:
-            kept |= keep_best({name: scores[name] for name in contest.names}, contest.count(self.conventions))
-        return {name: Support(specs[name].shape, flat) for name, flat in kept.items()}
+        names = [segment.name for group in groups for segment in group.pool.segments]
+        exchanges = self.best({name: scores[name].reshape(specs[name].shape) for name in names}, groups)
+        return {name: exchange.new for name, exchange in exchanges.items()}
+
+    def best(self, scored: Params, groups: list[Group], at: Callable[[float], float] = as_given) -> dict[str, Exchange]:
+        """Keep the best of each group, where density d stands for ``at(d)``.
+
+        Raises
+        ------
+        ValueError
+            If a score is not finite, or a tensor would keep no entry.
+        """
+        for name, scores in scored.items():
+            refuse_nonfinite(name, values_of(scores))
+        return keep_best(scored, [group.pool for group in groups], counts_of(groups, self.conventions, at))
 
     def scores(self, params: Params, specs: Mapping[str, ParamSpec], probe: Probe | None) -> Scores:
         """Return the scores of all entries of each prunable tensor."""

@@ -42,7 +42,7 @@ from refimpl.methods.conventions import DEFAULT, Conventions
 from refimpl.methods.drop import by_magnitude
 from refimpl.methods.dropgrow import DropAndGrow
 from refimpl.methods.exchange import at_random
-from refimpl.methods.schedule import Cosine, EveryEpoch, Fraction, When
+from refimpl.methods.schedule import EveryEpoch, Fraction, When, over_the_run
 from refimpl.weights.carry import Exchange
 from refimpl.weights.parameters import Params
 
@@ -83,13 +83,7 @@ class Selfish(DropAndGrow):
         when: When | None = None,
         conventions: Conventions = DEFAULT,
     ) -> None:
-        if not callable(drop_fraction):
-            if total_steps is None:
-                raise ValueError(
-                    "a drop fraction that is a number starts a cosine; give total_steps, the length of the run, too"
-                )
-            drop_fraction = Cosine(drop_fraction, total_steps, floor=0.005)
-        super().__init__(allocation, drop_fraction, when or EveryEpoch(), conventions)
+        super().__init__(allocation, over_the_run(drop_fraction, total_steps), when or EveryEpoch(), conventions)
 
     def exchange(
         self, params: Params, *, step: int, seed: int, gradients: Mapping[str, Gradient] | None = None

@@ -46,7 +46,7 @@ from refimpl.methods.conventions import DEFAULT, Conventions
 from refimpl.methods.drop import by_magnitude
 from refimpl.methods.dropgrow import DropAndGrow
 from refimpl.methods.exchange import by_gradient, move, values_in
-from refimpl.methods.schedule import Cosine, EveryEpoch, EverySteps, Fraction
+from refimpl.methods.schedule import EveryEpoch, EverySteps, Fraction, over_the_run
 from refimpl.methods.shares import share_out
 from refimpl.weights.carry import Exchange
 from refimpl.weights.gradient import Gradient, Grads
@@ -91,16 +91,10 @@ class SNFS(DropAndGrow):
         decay: float = 0.9,
         conventions: Conventions = DEFAULT,
     ) -> None:
-        if not callable(drop_fraction):
-            if total_steps is None:
-                raise ValueError(
-                    "a drop fraction that is a number starts a cosine; give total_steps, the length of the run, too"
-                )
-            drop_fraction = Cosine(drop_fraction, total_steps, floor=0.005)
         if not 0 <= decay < 1:
             raise ValueError(f"the decay of SNFS's momentum is {decay}; give a number of at least 0 and below 1")
         when = EveryEpoch() if interval is None else EverySteps(interval)
-        super().__init__(allocation, drop_fraction, when, conventions)
+        super().__init__(allocation, over_the_run(drop_fraction, total_steps), when, conventions)
         self.decay = decay
         self.momentum: dict[str, np.ndarray] = {}  # (rows, columns) of each sparse tensor
 

@@ -37,7 +37,8 @@ import numpy as np
 from refimpl.methods.allocation import Allocation
 from refimpl.methods.base import Probe
 from refimpl.methods.conventions import DEFAULT, Conventions
-from refimpl.methods.scored import Scope, ScoredOnce, Scores, times_gradient
+from refimpl.methods.groups import Scope
+from refimpl.methods.scored import ScoredOnce, Scores, times_gradient
 from refimpl.weights.parameters import Params, ParamSpec
 
 

@@ -34,7 +34,8 @@ import numpy as np
 
 from refimpl.methods.allocation import Allocation
 from refimpl.methods.conventions import DEFAULT, Conventions
-from refimpl.methods.hidden import Group, Hidden, Scope, groups_of, largest, require_scope
+from refimpl.methods.groups import Group, Scope, counts_of, groups_of, require_scope
+from refimpl.methods.hidden import Hidden, largest
 from refimpl.methods.nm import Pattern, check_nm, nm_flat, require_pattern
 from refimpl.weights.parameters import Params, ParamSpec
 from refimpl.weights.support import Support
@@ -88,8 +89,7 @@ class STE(Hidden):
         if self.pattern is None:
             assert self.allocation is not None
             self.groups = groups_of(specs, self.allocation, self.scope, self.conventions)
-            for group in self.groups:
-                group.count(self.conventions)  # refuses what would end up empty
+            counts_of(self.groups, self.conventions)  # refuses what would end up empty
         elif self.pattern[0] < self.pattern[1]:
             fixed = self.allocation.fixed if self.allocation else {}
             self.patterned = [name for name, spec in specs.items() if spec.prunable and name not in fixed]

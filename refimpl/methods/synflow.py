@@ -43,7 +43,9 @@ import numpy as np
 from refimpl.methods.allocation import Allocation
 from refimpl.methods.base import Probe
 from refimpl.methods.conventions import DEFAULT, Conventions
-from refimpl.methods.scored import Contest, Scope, ScoredOnce, keep_best, times_gradient
+from refimpl.methods.groups import Group, Scope
+from refimpl.methods.scored import ScoredOnce, times_gradient
+from refimpl.weights.carry import Exchange
 from refimpl.weights.parameters import Params, ParamSpec
 from refimpl.weights.sparse import SparseWeight, Weight, as_sparse, values_of
 from refimpl.weights.support import Support
@@ -80,26 +82,26 @@ class SynFlow(ScoredOnce):
         self.rounds = rounds
 
     def choose(
-        self, params: Params, specs: Mapping[str, ParamSpec], probe: Probe | None, contests: list[Contest]
+        self, params: Params, specs: Mapping[str, ParamSpec], probe: Probe | None, groups: list[Group]
     ) -> dict[str, Support]:
         """Return the supports after the last round."""
         probe = self.probed(probe)
         magnitudes: Params = {name: _magnitude(weight) for name, weight in params.items()}
-        left = {name: as_sparse(magnitudes[name]) for contest in contests for name in contest.names}
+        left = {s.name: as_sparse(magnitudes[s.name]) for group in groups for s in group.pool.segments}
         for k in range(1, self.rounds + 1):
             _, grads = probe.flow({**magnitudes, **left})
-            for contest in contests:
-                scores = {name: times_gradient(left[name], grads[name]) for name in contest.names}
-                count = contest.count(self.conventions, contest.density ** (k / self.rounds))
-                for name, stays in keep_best(scores, count).items():
-                    left[name] = _kept(left[name], stays)
-        return {name: weight.support for name, weight in left.items()}
+            scored: Params = {
+                name: SparseWeight(weight.support, times_gradient(weight, grads[name])) for name, weight in left.items()
+            }
+            for name, exchange in self._after(k, scored, groups).items():
+                left[name] = SparseWeight(exchange.new, exchange.carry(left[name].values))
+        return {name: weight.support for name, weight in left.items() if weight.nnz < weight.support.size}
+
+    def _after(self, k: int, scored: Params, groups: list[Group]) -> dict[str, Exchange]:
+        """Keep what round k keeps."""
+        return self.best(scored, groups, lambda density: density ** (k / self.rounds))
 
 
 def _magnitude(weight: Weight) -> Weight:
     values = np.abs(values_of(weight).astype(np.float64))
     return SparseWeight(weight.support, values) if isinstance(weight, SparseWeight) else values
-
-
-def _kept(weight: SparseWeight, stays: np.ndarray) -> SparseWeight:
-    return SparseWeight(Support(weight.shape, weight.support.flat[stays]), weight.values[stays])

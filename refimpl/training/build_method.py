@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from refimpl.methods import METHODS, Allocation, BaseMethod, Conventions, density_from_sparsity
+from refimpl.methods.phases import Phases
 from refimpl.methods.powerprop import Powerpropagation
 from refimpl.methods.schedule import Cosine
 from refimpl.training.method_section import Method
@@ -77,6 +79,22 @@ def _imp(plan: Plan) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _acdc(plan: Plan) -> dict[str, Any]:
+    """The phases must fit the run; by default they are spread over it."""
+    options, epochs = plan.options, math.ceil(plan.steps / plan.epoch)
+    compress, decompress = options.compress, options.decompress
+    if compress == "auto":
+        phases = Phases.spread(epochs)
+    else:
+        phases = Phases(compress, () if decompress == "auto" else decompress)
+    phases.until(epochs)
+    return {
+        "phases": phases, "epoch_steps": plan.epoch, "pattern": options.groups if options.pattern else None,
+        "scope": plan.auto("scope", "local" if options.pattern else "global"),
+        "reset_momentum": options.reset_momentum, "count": options.count,
+    }  # fmt: skip
+
+
 Arguments = Callable[[Plan], dict[str, Any]]
 
 ARGUMENTS: dict[str, Arguments] = {
@@ -94,6 +112,7 @@ ARGUMENTS: dict[str, Arguments] = {
         **p.window, "scope": p.auto("scope", "local"), "initial_sparsity": p.options.initial_sparsity,
     },
     "imp": lambda p: {**_imp(p), "scope": p.auto("scope", "global")},
+    "acdc": _acdc,
     "movement": lambda p: {
         **p.window,
         "form": "soft" if p.options.soft else "hard",

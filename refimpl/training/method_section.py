@@ -25,6 +25,7 @@ MethodName = Literal[
     "static", "magnitude-init", "snip", "grasp", "synflow",
     "one-shot", "gmp", "imp", "str", "movement", "iss",
     "set", "selfish", "rigl", "itop", "deepr", "dsr", "snfs", "granet", "mest",
+    "acdc",
     "topkast", "dpf", "ste", "sr-ste",
 ]  # fmt: skip
 FLOORED = ("set", "selfish", "snfs", "itop")
@@ -51,9 +52,10 @@ class Method(Section):
         Sub-table ``[method.density]``: densities of single tensors, which do not take part in that; 1 leaves one dense.
     scope : {"auto", "local", "global"}
         Whether the entries of a tensor compete among themselves or with all others (magnitude-init, SNIP, GraSP,
-        SynFlow, one-shot, GMP, IMP, DPF, STE). ``"auto"`` is what the method's paper has.
+        SynFlow, one-shot, GMP, IMP, AC/DC, DPF, STE). ``"auto"`` is what the method's paper has.
     pattern : str
-        ``"2:4"``: of each four consecutive entries of a row two stay (SR-STE; one-shot and STE if not empty).
+        ``"2:4"``: of each four consecutive entries of a row two stay (SR-STE; one-shot, AC/DC and STE if not
+        empty).
     power : float of at least 1
         Powerpropagation's exponent, with any method; 1 for none.
     drop_fraction : float in [0, 1]
@@ -76,6 +78,14 @@ class Method(Section):
         IMP: how many times training runs, the first time dense; and the epoch to whose end it goes back.
     scoring_rounds : int
         SynFlow's.
+    compress, decompress : list of int, or "auto"
+        AC/DC: the epochs, counted from 0, at whose beginnings the model is made sparse, and dense again. The first and
+        the last phase of a run are a dense and a compressed one. ``"auto"``: in the proportions of the published
+        schedule of 100 epochs.
+    reset_momentum : bool
+        AC/DC: whether the optimizer begins anew where the model is made dense again.
+    count : {"exact", "strict-threshold"}
+        AC/DC: whether as many entries are kept as the sparsity says, or as the authors' program keeps.
     penalty : float or "auto"
         λ: of Top-KAST's penalty (auto: 0), SR-STE's decay of what is not used (2e-4), the group lasso of ISS (7e-5),
         the decay that drives STR (1e-4), DeepR's L1 (1e-5), movement's soft form (0).
@@ -124,6 +134,10 @@ class Method(Section):
     rounds: Annotated[int, Interval(2)] = 4
     rewind_epoch: CountOrZero = 0
     scoring_rounds: Count = 100
+    compress: tuple[Count, ...] | Auto = "auto"
+    decompress: tuple[Count, ...] | Auto = "auto"
+    reset_momentum: bool = True
+    count: Literal["exact", "strict-threshold"] = "exact"
     penalty: NonNegative | Auto = "auto"
     temperature: NonNegative | Auto = "auto"
     soft: bool = False
@@ -163,6 +177,10 @@ class Method(Section):
             raise ValueError(
                 f"method.backward_sparsity is {self.backward_sparsity}, above method.sparsity, which is "
                 f"{self.sparsity}; give at most that, since Top-KAST's gradient reaches every weight in use"
+            )
+        if self.compress == "auto" and self.decompress != "auto":
+            raise ValueError(
+                f"method.decompress is {shown(self.decompress)} and method.compress is 'auto'; give both, or neither"
             )
         if self.pattern or self.name == "sr-ste":
             self.groups  # noqa: B018

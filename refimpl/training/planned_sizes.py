@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from refimpl.methods.allocation import count_at, densities
 from refimpl.methods.base import BaseMethod
-from refimpl.methods.hidden import Group
+from refimpl.methods.groups import Group
 from refimpl.methods.pools import Pool, pools_of
 from refimpl.methods.pruning import cubic
 from refimpl.training.flops import Specs, multiplied
@@ -147,6 +147,10 @@ def _imp(method: Any, specs: Specs) -> SizesAt:
     return _pruned(method, specs, lambda step: lambda final: final ** share(step))
 
 
+def _acdc(method: Any, specs: Specs) -> SizesAt:
+    return _pruned(method, specs, lambda step: lambda final: final if method.compressed(step) else 1.0)
+
+
 def _by_tensor(counts: list[tuple[Pool, int]]) -> dict[str, int]:
     """Add up the counts of pools by tensor; segments share the count of their pool by their sizes."""
     found: dict[str, int] = {}
@@ -191,6 +195,7 @@ BY_METHOD: Mapping[str, Callable[[Any, Specs], SizesAt]] = {
     "gmp": _gmp,
     "one-shot": _one_shot,
     "imp": _imp,
+    "acdc": _acdc,
     "granet": _granet,
 }
 """Where the sizes of each method come from; what is not listed is made from weights."""

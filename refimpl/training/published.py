@@ -273,7 +273,7 @@ BY_METHOD = {
     "dense": "dense", "set": "set", "rigl": "rigl", "itop": "granet", "granet": "granet", "snfs": "snfs",
     "gmp": "gmp", "topkast": "topkast", "ste": "straight-through", "sr-ste": "straight-through",
     "dpf": "straight-through", "movement": "straight-through", "str": "changing", "imp": "changing",
-    "one-shot": "changing", "mest": "changing", "dsr": "changing", "iss": "iss",
+    "one-shot": "changing", "acdc": "changing", "mest": "changing", "dsr": "changing", "iss": "iss",
 }  # fmt: skip
 """The formula of each method; those that are not listed keep S = A = B, as ``"sparse"``."""
 

@@ -310,6 +310,9 @@ class Trainer:
         back = method.rewind(state.params, step=number)
         if back is not None:
             self._rewind(back, number)
+        if method.forgets(number):
+            state.updates = 0
+            self.fresh_slots()
         return exchanges
 
     def _rewind(self, back: Rewind, number: int) -> None:

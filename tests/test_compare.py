@@ -11,6 +11,7 @@ from cli_helpers import TINY, write_text
 
 from refimpl.cli import main
 from refimpl.methods import METHODS
+from refimpl.rng import Draws
 from refimpl.training.adopt import begin_with
 from refimpl.training.compare import compare, configured, names, table
 from refimpl.training.config import Config, load_recipe, override
@@ -186,3 +187,40 @@ def test_a_stopped_run_resumes_with_every_method(base: Config) -> None:
             a, b = (w.dense() if isinstance(w, SparseWeight) else w for w in (weight, other))
             assert np.array_equal(a, b), (name, key)
         resumed.close()
+
+
+@pytest.mark.parametrize("name", ["gmp", "one-shot", "imp", "acdc"])
+def test_the_best_model_has_the_final_density_however_low_the_loss_was_before(
+    base: Config, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from refimpl.training.language import LanguageTask
+    from refimpl.training.start import start
+
+    losses = iter(range(1, 100))  # of the validation text: rising, so that the first, dense, model has the lowest
+    monkeypatch.setattr(LanguageTask, "evaluate", lambda task, params, part: {"loss": float(next(losses))})
+    monkeypatch.setattr("refimpl.training.loop.perplexity", lambda loss: loss, raising=False)
+    run = start(override(configured(base, name), ["epochs=4", "interval=5", "scope=local"]), "run")
+    run.train()
+    prunable = [key for key, spec in run.trainer.specs.items() if spec.prunable]
+    stored = {key: weight for key, weight in best_params(run).items() if key in prunable}
+    assert all(isinstance(weight, SparseWeight) for weight in stored.values())
+    assert abs(sum(w.nnz for w in stored.values()) / sum(w.support.size for w in stored.values()) - 0.5) < 0.02
+    run.close()
+
+
+def test_after_a_rewind_the_learning_rate_and_the_draws_begin_again(
+    base: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[int] = []
+    monkeypatch.setattr("refimpl.training.trainer.Draws", lambda seed, step: drawn.append(step) or Draws(seed, step))
+    run = Run(override(configured(base, "imp"), ["schedule=cosine", "dropout_output=0.5", "scope=local"]))
+    seen: list[tuple[int, float]] = []
+    rate = run.trainer.learning_rate
+    run.trainer.learning_rate = lambda step, epoch: seen.append((step, rate(step, epoch))) or rate(step, epoch)
+    run.train()
+    half = run.total_steps // 2
+    rates = dict.fromkeys(seen)  # metrics ask again for the last of an epoch
+    assert [s for s, _ in rates] == list(range(half))  # the second round asks for the same, from step 0 on
+    assert drawn == [*range(1, half + 1), *range(1, half + 1)]
+    cosine = Run(override(configured(base, "dense"), ["schedule=cosine", "epochs=1"])).trainer.learning_rate
+    assert [lr for s, lr in rates] == [cosine(s, 0) for s, _ in rates]  # and each round runs through the whole schedule

@@ -37,7 +37,7 @@ def contradicts(error: ValueError) -> bool:
     """Whether a refusal is one of those that compare two options."""
     words = (
         "no such option", "model.name", "augment", "tied", "nesterov", "floor", "backward_sparsity",
-        "lr_min", "_fraction", "pattern", "interval", "initial_", "method.density", "compress",
+        "lr_min", "_fraction", "pattern", "interval", "initial_", "method.density", "compress", "optimizer.leak",
     )  # fmt: skip
     return one_sentence(error) and any(word in str(error) for word in words)
 
@@ -234,6 +234,13 @@ def test_bad_settings_are_answered_in_one_sentence(setting: str) -> None:
     assert one_sentence(caught.value)
     for word in BAD[setting]:
         assert word in str(caught.value)
+
+
+def test_averages_cannot_leak_into_weights_that_are_dense_at_first() -> None:
+    leaking = ["optimizer=nt-asgd", "leak=true"]
+    override(Config(), [*leaking, "method=set"])
+    with pytest.raises(ValueError, match=r"optimizer\.leak is true and method 'gmp' .*; set leak to false$"):
+        override(Config(), [*leaking, "method=gmp"])
 
 
 def test_bad_values_from_python() -> None:

@@ -65,8 +65,7 @@ def test_no_method_is_left_out():
 
 def small(name):
     """Return how a recipe builds a method, with an interval that fits runs of 24 steps."""
-    recipe = {"dense": "ptb-lstm-dense", "selfish": "selfish-lstm"}.get(name, f"lstm-{name}")
-    options = load_recipe(recipe).method
+    options = load_recipe(f"lstm-{name}").method
     changes = {"allocation": "uniform", "rounds": 2, "refresh": 3, "scoring_rounds": 5, "reset_momentum": False}
     changes["interval"] = 4 if options.uses_interval and options.interval else options.interval
     if name == "powerprop":

@@ -55,6 +55,12 @@ def test_norms_are_those_of_the_groups_written_out(model, corner, sparse):
     check_norms(model, corner, sparse)
 
 
+def test_a_tied_embedding_reads_the_last_layer():
+    groups = unit_groups(LanguageModel(7, 4, 4, layers=2, tied=True).specs())
+    assert "encoder.weight" not in groups["rnn.0"].columns
+    assert groups["rnn.1"].columns == {"rnn.weight_hh_l1": 1, "encoder.weight": 1}
+
+
 def test_channels_of_a_convolution_are_units():
     groups = unit_groups(CONV)
     assert groups["a"] == UnitGroups("a", 3, ("a.weight",), {"b.weight": 4})

@@ -151,7 +151,9 @@ class IMP(Pruning):
 
     def horizon(self, steps: int) -> int:
         """Return the steps of a round: each runs through the whole schedule, from where it begins."""
-        return self.pruning_steps[0] if self.pools else steps
+        # Asked before the tensors are known: something is pruned if any density is below 1.
+        prunes = min(self.allocation.density, *self.allocation.fixed.values(), 1.0) < 1
+        return self.pruning_steps[0] if prunes else steps
 
     def settled(self, step: int) -> bool:
         """Tell whether the model of this step is one of the last round."""

@@ -100,7 +100,7 @@ def unit_groups(specs: Mapping[str, ParamSpec]) -> dict[str, UnitGroups]:
         if all(spec.layer == layer for spec in readers):
             raise ValueError(
                 f"nothing is said to read the hidden units of {layer} but the layer itself, so that its groups are "
-                "not known; give its readers this layer as their source (a tied decoder may lack it: untie it)"
+                "not known; give its readers this layer as their source"
             )
         units = {_units(spec) for spec in rows}
         if len(units) != 1 or 0 in units or any(_columns(spec) % max(units) for spec in readers):

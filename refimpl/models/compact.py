@@ -7,7 +7,6 @@ same up to the order of summation, because every term that is left out is a prod
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import overload
 
@@ -52,7 +51,7 @@ def compact(params: Params, model: LanguageModel | MLP) -> tuple[Params, Languag
     """
     if not isinstance(model, (LanguageModel, MLP)):
         raise ValueError(f"{type(model).__name__} cannot be made smaller; give a LanguageModel or an MLP")
-    specs = _with_readers(model)
+    specs = model.specs()
     shapes = {name: spec.shape for name, spec in specs.items()}
     if {name: weight.shape for name, weight in params.items()} != shapes:
         raise ValueError("the parameters are not those of the model; give both as they were trained together")
@@ -78,14 +77,6 @@ def compact(params: Params, model: LanguageModel | MLP) -> tuple[Params, Languag
         rows = _rows(spec, kept[spec.layer]) if spec.layer in kept and spec.kind != "embedding" else None
         out[name] = _part(params[name], rows, kept.get(spec.source))
     return out, small
-
-
-def _with_readers(model: LanguageModel | MLP) -> Mapping[str, ParamSpec]:
-    """Return the specs, with a tied embedding as a reader of the last layer."""
-    specs = model.specs()
-    if isinstance(model, LanguageModel) and model.tied:
-        specs[model.decoder] = replace(specs[model.decoder], source=f"rnn.{model.layers - 1}")
-    return specs
 
 
 def _filled(alive: np.ndarray, units: int, size: int) -> np.ndarray:

@@ -88,9 +88,7 @@ def configured(base: Config, name: str, settings: Iterable[str] = ()) -> Config:
     if name not in names():
         raise ValueError(f"there is no method {name!r} to compare; the nearest is {nearest(name, names())!r}")
     tables = base.to_dict()
-    small = {"dense": {"name": "dense"}, "selfish": {"name": "selfish"}}.get(name)
-    if small is None:
-        small = load_recipe(f"lstm-{name}").to_dict()["method"]
+    small = load_recipe(f"lstm-{name}").to_dict()["method"]
     tables["method"] = {**small, "sparsity": base.method.sparsity, "conventions": base.method.conventions}
     if name == "imp":
         tables["method"]["rounds"] = _rounds(base.training.epochs)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from refimpl.training.checks import Interval, accepts_text, checked, nearest, shown
-from refimpl.training.method_section import Method
+from refimpl.training.method_section import STARTS_DENSE, Method
 from refimpl.training.sections import Data, Model, Optimizer, Section, Training, annotations_of
 
 SECTIONS: dict[str, type[Section]] = {cls.table: cls for cls in (Data, Model, Method, Optimizer, Training)}
@@ -70,6 +70,11 @@ class Config:
             raise ValueError(
                 f"task is {self.task!r} and model.name is {self.model.name!r}; give task={own} for that model, or for "
                 f"that task model={' or '.join(MODELS[self.task])}"
+            )
+        if self.optimizer.name == "nt-asgd" and self.optimizer.leak and self.method.name in STARTS_DENSE:
+            raise ValueError(
+                f"optimizer.leak is true and method {self.method.name!r} takes weights away from dense arrays, whose "
+                "averages have nothing to leak into before that; set leak to false"
             )
         if self.data.augment and self.task != "classification":
             raise ValueError(f"data.augment is true and task is {self.task!r}; set it to false, it is for images")

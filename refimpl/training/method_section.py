@@ -32,6 +32,10 @@ FLOORED = ("set", "selfish", "snfs", "itop")
 """Methods whose drop fraction follows a cosine down to ``drop_fraction_floor`` over the whole run."""
 
 
+STARTS_DENSE = ("one-shot", "gmp", "imp", "iss", "granet", "acdc")
+"""Methods that may begin with dense arrays, and store some of them sparsely later."""
+
+
 @dataclass(frozen=True)
 class Method(Section):
     """Table ``[method]``: which weights exist, and when that changes.

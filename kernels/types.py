@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -46,3 +46,39 @@ Matrix = np.ndarray | SparseMatrix
 def is_sparse(w: Matrix) -> TypeIs[SparseMatrix]:
     """Tell a sparse matrix from a dense array."""
     return hasattr(w, "support")
+
+
+class Geometry(NamedTuple):
+    """Which pixels of an image the windows of a convolution see, heights before widths.
+
+    Window (h, w) sees the pixels ``(stride * h + i - padding, stride * w + j - padding)`` for the taps (i, j) of the
+    kernel; what lies outside the image is zero.
+
+    Attributes
+    ----------
+    kernel, stride : tuple of int
+    padding : tuple of int
+        (top, left).
+    image, outputs : tuple of int
+        Sizes.
+    """
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    image: tuple[int, int]
+    outputs: tuple[int, int]
+
+
+class Inset(NamedTuple):
+    """Images inside a contiguous array (C, H, W, B) that has zeros around them.
+
+    Attributes
+    ----------
+    whole : ndarray
+    at : tuple of int
+        (row, column) of the images' first pixel.
+    """
+
+    whole: np.ndarray
+    at: tuple[int, int]

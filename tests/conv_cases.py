@@ -18,6 +18,7 @@ SIZES: dict[str, Any] = {
     "batch": [1, 2],
     "bias": [True, False],
     "block": [1, 30, 1 << 20],
+    "small": [0, 1 << 16],  # dense weights with this many entries go without columns
 }
 
 
@@ -40,9 +41,9 @@ def draw(
 
 def make_conv(
     rng: np.random.Generator, *, groups: int, channels: Any, kernel: Any, stride: Any, padding: Any, extra: Any,
-    batch: int, bias: bool, block: int,
+    batch: int, bias: bool, block: int, small: int,
 ) -> Layer:  # fmt: skip
-    windows.BLOCK_ENTRIES = block
+    windows.BLOCK_ENTRIES, conv2d.SMALL_ENTRIES = block, small
     w, x = draw(rng, groups, channels, kernel, padding, extra, batch)
     params: Params = {"w": w}
     if bias:
@@ -79,7 +80,7 @@ def by_loops(w: np.ndarray, x: np.ndarray, dy: Any, *, stride: Any, padding: Any
 
 def check_by_loops(seed: int, **sizes: Any) -> None:
     """Compare with the loops on small integers: every sum is exact, so there is no bound."""
-    windows.BLOCK_ENTRIES = sizes["block"]
+    windows.BLOCK_ENTRIES, conv2d.SMALL_ENTRIES = sizes["block"], sizes["small"]
     rng = np.random.default_rng(seed)
     shape = {key: sizes[key] for key in ("groups", "channels", "kernel", "padding", "extra", "batch")}
     w, x = draw(rng, **shape)

@@ -8,6 +8,7 @@ import pytest
 from conv_cases import check_by_loops, make_conv
 
 from refimpl import kernels
+from refimpl.kernels.types import Inset
 from refimpl.layers import conv2d, depthwise, windows
 from refimpl.layers.windows import Windows
 from refimpl.testing.layers import Layer, check_layer
@@ -17,17 +18,17 @@ from refimpl.weights import Grads, Support
 @pytest.fixture(autouse=True)
 def _alone() -> Iterator[None]:
     """Use one thread, and leave the size of the blocks as it was."""
-    count, entries = kernels.threads.get(), windows.BLOCK_ENTRIES
+    count, entries, small = kernels.threads.get(), windows.BLOCK_ENTRIES, conv2d.SMALL_ENTRIES
     kernels.threads.set_count(1)
     with kernels.use("spec"):
         yield
     kernels.threads.set_count(count)
-    windows.BLOCK_ENTRIES = entries
+    windows.BLOCK_ENTRIES, conv2d.SMALL_ENTRIES = entries, small
 
 
 PLAIN: dict[str, Any] = {
     "groups": 2, "channels": (2, 2), "kernel": (2, 3), "stride": 2, "padding": ((0, 1), (1, 2)), "extra": (3, 4),
-    "batch": 2, "bias": True, "block": 60,
+    "batch": 2, "bias": True, "block": 60, "small": 0,
 }  # fmt: skip
 DEPTHWISE = {**PLAIN, "channels": (2, 1)}
 OVERLAPPING = {**PLAIN, "stride": 1}
@@ -135,9 +136,8 @@ def dy_not_summed_over_positions(dy: np.ndarray, cache: Any, grads: Grads, **opt
 
 
 def other_padding_in_backward(dy: np.ndarray, cache: Any, grads: Grads, **options: bool) -> Any:
-    (top, bottom), across = cache.windows.padding
-    moved = Windows(cache.windows.kernel, cache.windows.stride, ((bottom, top), across))
-    return conv2d.backward(dy, cache._replace(windows=moved), grads, **options)
+    moved = Inset(np.pad(cache.x.whole, ((0, 0), (1, 1), (1, 1), (0, 0))), cache.x.at)
+    return conv2d.backward(dy, cache._replace(x=moved), grads, **options)
 
 
 def gradient_of_the_first_block(dy: np.ndarray, cache: Any, grads: Grads, **options: bool) -> Any:

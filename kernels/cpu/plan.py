@@ -142,6 +142,10 @@ class Lines:
         """
         return self._cut(self._count(row_bytes, _SORTED_TILE_BYTES, _SORTED_LEAST), chunks, groups, True)
 
+    def cut(self, count: int) -> Tiles:
+        """Cut the lines into a number of tiles, stored tile by tile."""
+        return self._cut(count, 0, 0, True)
+
     def _count(self, row_bytes: int, tile_bytes: int, least: int) -> int:
         wanted = -(-self.across * row_bytes // tile_bytes)
         return int(max(1, min(wanted, self.nnz / max(self.count, 1) // least)))

@@ -9,7 +9,9 @@ cycle); tiles (see :mod:`refimpl.kernels.cpu.plan`) are there to stay on the nea
 each load twice.
 
 Rows are numbered: row ``i`` of a flat array starts at ``i * width``, and of a pair of arrays (a split row, see
-:mod:`refimpl.kernels.cpu.vector`) in both. A flag given as a literal is settled when the kernel is compiled.
+:mod:`refimpl.kernels.cpu.vector`) in both. Of images (``*_pixels``), where a row may begin at any pixel, it is told by
+its first number, and the index counts pixels of ``unit`` numbers. A flag given as a literal is settled when the kernel
+is compiled.
 """
 
 from __future__ import annotations
@@ -24,12 +26,18 @@ from refimpl.kernels.cpu.vector import INT, INT32, QUAD, REGISTER_BYTES, Place, 
 
 _SPLIT: Any = types.BaseTuple  # the type of a pair of arrays
 _REGISTERS = {True: 32, False: 16}  # with and without AVX-512
+_IN_FLIGHT = 8  # multiply–adds: two begin in a cycle, and take four
 
 
 class Frame:
-    """The arguments of one row kernel, as LLVM values, with the width that the quads' type tells."""
+    """The arguments of one row kernel, as LLVM values, with the width that the quads' type tells.
 
-    def __init__(self, context: Any, builder: ir.IRBuilder, signature: Any, arguments: tuple) -> None:
+    Rows are numbered; or, if the last argument is to be a unit, told by their first number.
+    """
+
+    def __init__(
+        self, context: Any, builder: ir.IRBuilder, signature: Any, arguments: tuple, *, pixels: bool = False
+    ) -> None:
         self.b = builder
         self.args = arguments
         self.types = signature.args
@@ -39,6 +47,7 @@ class Frame:
         element = ir.FloatType() if dtype == types.float32 else ir.DoubleType()
         self.wide = "+avx512f" in context.codegen()._tm_features
         self.rows = Rows(builder, element, QUAD * len(self.types[0]), hide=self.wide)
+        self.unit = arguments[-1] if pixels else None
 
     def pointer(self, position: int, offset: int | None = None) -> ir.Value:
         """Return the address of an array argument's first element, moved on by another argument."""
@@ -48,6 +57,8 @@ class Frame:
     def row(self, position: int, number: ir.Value) -> Place:
         """Return the place of a numbered row of an array argument, or of a pair of arrays."""
         kind, value, rows = self.types[position], self.args[position], self.rows
+        if self.unit is not None:
+            return (self.b.gep(self._data(kind, value), [number]),)
         if not isinstance(kind, _SPLIT):
             return (self.b.gep(self._data(kind, value), [self.b.mul(number, INT(rows.width))]),)
         parts = [(0, rows.whole)] if len(kind) == 1 else [(0, rows.whole), (1, rows.width - rows.whole)]
@@ -55,6 +66,11 @@ class Frame:
             self.b.gep(self._data(kind[k], self.b.extract_value(value, k)), [self.b.mul(number, INT(width))])
             for k, width in parts
         )
+
+    def gathered(self, position: int, base: ir.Value, index: ir.Value, k: ir.Value) -> Place:
+        """Return the place of the row that entry ``k`` of an index names, counted from ``base``."""
+        place = self.index(index, k)
+        return self.row(position, self.b.add(base, place if self.unit is None else self.b.mul(place, self.unit)))
 
     def _data(self, kind: Any, value: ir.Value) -> ir.Value:
         return self.context.make_array(kind)(self.context, self.b, value).data
@@ -69,10 +85,13 @@ class Frame:
         """Read an index of any width."""
         return self.b.zext(self.b.load(self.b.gep(pointer, [k])), INT)
 
-    def unrolled(self) -> int:
-        """Return how many non-zeros to add up independently of each other: what there are registers for."""
+    def unrolled(self) -> tuple[int, int]:
+        """Return how many non-zeros to read in one turn of a loop, and into how many sums to add them: as many as keep
+        both adders busy until a sum is there, where there are registers for it.
+        """
         held = len(self.rows.cuts) * (1 if self.wide else 2)
-        return next(u for u in (8, 4, 2, 1) if u * held <= _REGISTERS[self.wide] * 5 // 8 or u == 1)
+        sums = next(u for u in (8, 4, 2, 1) if u * held <= _REGISTERS[self.wide] * 5 // 8 or u == 1)
+        return max(sums, 4), next(u for u in (1, 2, 4, 8) if u == sums or u * held >= _IN_FLIGHT)
 
 
 @intrinsic(prefer_literal=True)
@@ -83,40 +102,49 @@ def gather_row(typingctx, quads, x, base, values, index, start, end, out, to, ad
     registers for it, so that each multiply–add need not wait for the one before; their values are one load.
     """
     size = types.intp
-    flag = add if isinstance(add, types.Literal) else types.boolean
-    signature = types.void(quads, x, size, values, index, size, size, out, size, flag, values.dtype)
+    signature = types.void(quads, x, size, values, index, size, size, out, size, _flag(add), values.dtype)
+    return signature, _gather(pixels=False)
 
+
+@intrinsic(prefer_literal=True)
+def gather_pixels(typingctx, quads, x, base, values, index, start, end, out, to, add, offset, unit):  # type: ignore[no-untyped-def]
+    """``out[to] = offset + sum over k of values[k] * x[base + unit * index[k]]``, of rows that begin there."""
+    size = types.intp
+    signature = types.void(quads, x, size, values, index, size, size, out, size, _flag(add), values.dtype, size)
+    return signature, _gather(pixels=True)
+
+
+def _gather(pixels: bool) -> Any:
     def generate(context, b, signature, arguments):  # type: ignore[no-untyped-def]
-        f = Frame(context, b, signature, arguments)
+        f = Frame(context, b, signature, arguments, pixels=pixels)
         rows, base, start, end = f.rows, arguments[2], arguments[5], arguments[6]
         values, index = f.pointer(3), f.pointer(4)
         out = f.row(7, arguments[8])
-        n, unroll = len(rows.cuts), f.unrolled()
+        n, (unroll, sums) = len(rows.cuts), f.unrolled()
 
         def product(k: ir.Value, value: Row, row: Row) -> Row:
-            return rows.fma(value, rows.load(f.row(1, b.add(base, f.index(index, k)))), row)
+            return rows.fma(value, rows.load(f.gathered(1, base, index, k)), row)
 
         def one(k: ir.Value, row: Row) -> Row:
             return product(k, rows.splat(b.load(b.gep(values, [k]))), row)
 
         def several(k: ir.Value, state: Row) -> Row:
             held = rows.load_scalars(b.gep(values, [k]), unroll)
-            return [
-                v
-                for u in range(unroll)
-                for v in product(b.add(k, INT(u)), rows.splat_lane(held, u), state[u * n : (u + 1) * n])
-            ]
+            partial = [state[s * n : (s + 1) * n] for s in range(sums)]
+            for u in range(unroll):
+                partial[u % sums] = product(b.add(k, INT(u)), rows.splat_lane(held, u), partial[u % sums])
+            return [v for row in partial for v in row]
 
         first = f.either(9, rows.load(out), rows.splat(arguments[10]))
-        k, state = for_range(b, start, end, unroll, first + rows.zero() * (unroll - 1), several)
-        partial = [state[u * n : (u + 1) * n] for u in range(unroll)]
+        k, state = for_range(b, start, end, unroll, first + rows.zero() * (sums - 1), several)
+        partial = [state[s * n : (s + 1) * n] for s in range(sums)]
         while len(partial) > 1:
             partial = [rows.add(partial[u], partial[u + 1]) for u in range(0, len(partial), 2)]
         _, total = for_range(b, k, end, 1, partial[0], one)
         rows.store(total, out)
         return context.get_dummy_value()
 
-    return signature, generate
+    return generate
 
 
 @intrinsic(prefer_literal=True)
@@ -125,17 +153,25 @@ def dot_row(typingctx, quads, x, base, y, at, index, start, end, out, add):  # t
     rows.
     """
     size = types.intp
-    flag = add if isinstance(add, types.Literal) else types.boolean
-    signature = types.void(quads, x, size, y, size, index, size, size, out, flag)
+    return types.void(quads, x, size, y, size, index, size, size, out, _flag(add)), _dot(pixels=False)
 
+
+@intrinsic(prefer_literal=True)
+def dot_pixels(typingctx, quads, x, base, y, at, index, start, end, out, add, unit):  # type: ignore[no-untyped-def]
+    """``out[k] (+)= <y[at], x[base + unit * index[k]]>`` for each ``k``, of rows that begin there."""
+    size = types.intp
+    return types.void(quads, x, size, y, size, index, size, size, out, _flag(add), size), _dot(pixels=True)
+
+
+def _dot(pixels: bool) -> Any:
     def generate(context, b, signature, arguments):  # type: ignore[no-untyped-def]
-        f = Frame(context, b, signature, arguments)
+        f = Frame(context, b, signature, arguments, pixels=pixels)
         rows, base, start, end = f.rows, arguments[2], arguments[6], arguments[7]
         index, out = f.pointer(5), f.pointer(8)
         fixed = rows.load(f.row(3, arguments[4]))
 
         def product(k: ir.Value) -> ir.Value:
-            return rows.dot(fixed, rows.load(f.row(1, b.add(base, f.index(index, k)))))
+            return rows.dot(fixed, rows.load(f.gathered(1, base, index, k)))
 
         def four(k: ir.Value, state: Row) -> Row:
             return _store(f, rows.sum4(*(product(b.add(k, INT(u))) for u in range(4))), out, k, 9)
@@ -144,7 +180,7 @@ def dot_row(typingctx, quads, x, base, y, at, index, start, end, out, add):  # t
         for_range(b, k, end, 1, [], lambda k, state: _store(f, rows.sum(product(k)), out, k, 9))
         return context.get_dummy_value()
 
-    return signature, generate
+    return generate
 
 
 @intrinsic(prefer_literal=True)
@@ -153,19 +189,33 @@ def gather_dot_row(typingctx, quads, y, base, x, at, values, index, start, end, 
 
     ``out[at] (+)= sum over k of values[k] * y[base + index[k]]`` and ``grad[k] (+)= <x[at], y[base + index[k]]>``.
     """
-    size = types.intp
-    flags = [flag if isinstance(flag, types.Literal) else types.boolean for flag in (add_grad, add)]
+    size, flags = types.intp, (_flag(add_grad), _flag(add))
     signature = types.void(quads, y, size, x, size, values, index, size, size, grad, flags[0], out, flags[1])
+    return signature, _gather_dot(pixels=False)
 
+
+@intrinsic(prefer_literal=True)
+def gather_dot_pixels(typingctx, quads, y, base, x, at, values, index, start, end, grad, add_grad, out, add, to, unit):  # type: ignore[no-untyped-def]
+    """``out[to] (+)= sum over k of values[k] * y[base + unit * index[k]]`` and
+    ``grad[k] (+)= <x[at], y[base + unit * index[k]]>``, of rows that begin there.
+    """
+    size, flags = types.intp, (_flag(add_grad), _flag(add))
+    signature = types.void(
+        quads, y, size, x, size, values, index, size, size, grad, flags[0], out, flags[1], size, size
+    )
+    return signature, _gather_dot(pixels=True)
+
+
+def _gather_dot(pixels: bool) -> Any:
     def generate(context, b, signature, arguments):  # type: ignore[no-untyped-def]
-        f = Frame(context, b, signature, arguments)
+        f = Frame(context, b, signature, arguments, pixels=pixels)
         rows, base, start, end = f.rows, arguments[2], arguments[7], arguments[8]
         values, index, grad = f.pointer(5), f.pointer(6), f.pointer(9)
-        out = f.row(11, arguments[4])
+        out = f.row(11, arguments[13 if pixels else 4])
         fixed = rows.load(f.row(3, arguments[4]))
 
         def one(k: ir.Value, value: Row, row: Row) -> tuple[Row, ir.Value]:
-            loaded = rows.load(f.row(1, b.add(base, f.index(index, k))))
+            loaded = rows.load(f.gathered(1, base, index, k))
             return rows.fma(value, loaded, row), rows.dot(fixed, loaded)
 
         def four(k: ir.Value, row: Row) -> Row:
@@ -188,7 +238,12 @@ def gather_dot_row(typingctx, quads, y, base, x, at, values, index, start, end, 
         rows.store(row, out)
         return context.get_dummy_value()
 
-    return signature, generate
+    return generate
+
+
+def _flag(given: Any) -> Any:
+    """Return the type of a flag: settled at compile time if it is a literal."""
+    return given if isinstance(given, types.Literal) else types.boolean
 
 
 @intrinsic

@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 
 from refimpl.kernels import memory
+from refimpl.kernels.types import Geometry, Inset
+from refimpl.layers.padded import Padded
 
 BLOCK_ENTRIES = 1 << 20
 """Numbers of the columns that are held at a time; or those of one position, if they are more."""
@@ -83,14 +85,44 @@ class Windows:
             )
         return _two((n - k) // s + 1 for n, k, s in zip(padded, self.kernel, self.stride, strict=True))
 
-    def pad(self, x: np.ndarray, value: float = 0) -> np.ndarray:
-        """Return the image with ``value`` around it; the image itself where there is no padding."""
+    def pad(self, x: np.ndarray | Padded, value: float = 0) -> np.ndarray:
+        """Return the image with ``value`` around it; the image itself where there is no padding, and of padded images
+        a view, where their margin is wide enough and zeros are asked for.
+        """
+        if isinstance(x, Padded):
+            if value == 0 and self._fits(x):
+                (top, bottom), (left, right), m = *self.padding, x.margin
+                height, width = x.whole.shape[1:3]
+                return x.whole[:, m - top : height - m + bottom, m - left : width - m + right]
+            x = x.image
         if self.padding == ((0, 0), (0, 0)):
             return x
         out = memory.empty(self._padded_shape(x.shape), x.dtype)
         out[...] = value
         self.crop(out)[...] = x
         return out
+
+    def inset(self, x: np.ndarray | Padded) -> Inset:
+        """Return an image inside zeros, for the kernels: padded images as they are, if their margin is wide enough."""
+        if isinstance(x, Padded) and self._fits(x):
+            return Inset(x.whole, (x.margin, x.margin))
+        padded = self.pad(x)
+        (top, _), (left, _) = self.padding
+        return Inset(padded if padded.flags.c_contiguous else np.ascontiguousarray(padded), (top, left))
+
+    def padded(self, inset: Inset, image: tuple[int, ...]) -> np.ndarray:
+        """Return images (C, H, W, B) with their padding, a view of what :meth:`inset` returned."""
+        (top, bottom), (left, right) = self.padding
+        (row, column), (height, width) = inset.at, image[1:3]
+        return inset.whole[:, row - top : row + height + bottom, column - left : column + width + right]
+
+    def geometry(self, image: tuple[int, ...]) -> Geometry:
+        """Return where the windows of an image (height, width) lie, as the kernels take it."""
+        (top, _), (left, _) = self.padding
+        return Geometry(self.kernel, self.stride, (top, left), _two(image), self.size(image))
+
+    def _fits(self, x: Padded) -> bool:
+        return x.margin >= max(max(side) for side in self.padding)
 
     def zeros(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
         """Return a padded image of zeros for an image of ``shape``."""

@@ -21,6 +21,8 @@ import json, re, sys, time
 import numpy as np
 from refimpl.kernels import cpu
 from refimpl.kernels.cpu import cache, runtime
+from refimpl.kernels.cpu import conv
+from refimpl.testing.convolutions import ConvCase, check_convolution
 from refimpl.testing.kernels import CHECKS, Case
 from refimpl.testing.lstm import LSTMCase, check_lstm_backward, check_lstm_forward
 
@@ -31,6 +33,7 @@ for case in (
 ):
     for check in CHECKS:
         check(cpu, case)
+check_convolution(conv, ConvCase(((3, 1, 1, 5), (3, 1, 1, 8)), (4, 5), 10, dtype=np.float32))
 case = LSTMCase(16, 7, 5, 20, dtype=np.float32)
 check_lstm_forward(cpu, case)
 check_lstm_backward(cpu, case)

@@ -1,6 +1,7 @@
 """Sparse convolutions: the compiled kernels against their definition, exactly, and images in padding that is there."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from refimpl.kernels.cpu import conv as compiled
 from refimpl.kernels.types import Geometry, Inset
 from refimpl.layers import conv2d
 from refimpl.layers.padded import Padded
+from refimpl.testing.convolutions import ConvCase, Convolution, check_convolution, results
 from refimpl.weights import SparseWeight, Support
 
 
@@ -28,49 +30,14 @@ def _alone() -> Iterator[None]:
 
 
 AXES = st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(0, 2), st.sampled_from([4, 7]))
-CASES = st.fixed_dictionaries(
-    {
-        "axes": st.tuples(AXES, AXES),  # of each: kernel, stride, padding, pixels
-        "channels": st.tuples(st.integers(1, 4), st.integers(1, 4)),
-        "batch": st.sampled_from([1, 3, 4]),
-        "margins": st.tuples(st.integers(0, 2), st.integers(0, 2)),  # beyond what is needed
-        "density": st.sampled_from([0.0, 0.2, 0.7, 1.0]),
-    }
+CASES = st.builds(
+    ConvCase,
+    axes=st.tuples(AXES, AXES),
+    channels=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    batch=st.sampled_from([1, 3, 4]),
+    margins=st.tuples(st.integers(0, 2), st.integers(0, 2)),
+    density=st.sampled_from([0.0, 0.2, 0.7, 1.0]),
 )
-
-
-def drawn(seed: int, case: dict[str, Any], dtype: Any = np.float64) -> dict[str, Any]:
-    """Return a convolution of small integers, whose sums are all exact."""
-    rng = np.random.default_rng(seed)
-    kernel, stride, padding, image = zip(*case["axes"], strict=True)
-    outputs = tuple((n + 2 * p - k) // s + 1 for k, s, p, n in case["axes"])
-    geometry = Geometry(kernel, stride, padding, image, outputs)
-    o, i = case["channels"]
-    mask = rng.random((o, i, *kernel)) < case["density"]
-    w = SparseWeight.from_dense(rng.integers(-4, 5, mask.shape).astype(dtype), Support.from_mask(mask))
-    arrays = []
-    for shape, margin in (((i, *image), max(padding) + case["margins"][0]), ((o, *outputs), case["margins"][1])):
-        padded = Padded.empty((*shape, case["batch"]), dtype, margin)
-        padded.image[...] = rng.integers(-4, 5, padded.shape)
-        arrays.append(Inset(padded.whole, (margin, margin)))
-    return {"w": w, "x": arrays[0], "dy": arrays[1], "geometry": geometry, "bias": rng.integers(-4, 5, o).astype(dtype)}
-
-
-def results(tier: Any, c: dict[str, Any]) -> list[np.ndarray]:
-    dx, grad = tier.convolve_backward(c["w"], c["dy"], c["x"], c["geometry"])
-    return [
-        tier.convolve(c["w"], c["x"], c["geometry"], c["bias"]),
-        tier.convolve(c["w"], c["x"], c["geometry"]),
-        tier.convolve_dot(c["w"].support, c["dy"], c["x"], c["geometry"]),
-        dx,
-        grad,
-    ]
-
-
-def check(seed: int, case: dict[str, Any]) -> None:
-    c = drawn(seed, case)
-    for ours, expected in zip(results(compiled, c), results(spec_conv, c), strict=True):
-        np.testing.assert_array_equal(ours, expected)
 
 
 @pytest.fixture
@@ -85,31 +52,29 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.usefixtures("narrow")
 @settings(max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 2**32 - 1), CASES)
-def test_compiled_as_defined(seed: int, case: dict[str, Any]) -> None:
-    check(seed, case)
+def test_compiled_as_defined(seed: int, case: ConvCase) -> None:
+    check_convolution(compiled, case, seed)
 
 
 @settings(max_examples=40)
 @given(st.integers(0, 2**32 - 1), CASES)
-def test_the_definition_by_loops(seed: int, case: dict[str, Any]) -> None:
-    c = drawn(seed, case)
-    geometry: Geometry = c["geometry"]
+def test_the_definition_by_loops(seed: int, case: ConvCase) -> None:
+    c = case.draw(seed)
+    geometry = c.geometry
     images = []
-    for inset, (height, width) in ((c["x"], geometry.image), (c["dy"], geometry.outputs)):
+    for inset, (height, width) in ((c.x, geometry.image), (c.dy, geometry.outputs)):
         (t, left) = inset.at
         images.append(inset.whole[:, t : t + height, left : left + width])
     p = geometry.padding
     sides = ((p[0], p[0]), (p[1], p[1]))
-    y, dx, dw = by_loops(c["w"].dense(), images[0], images[1], stride=geometry.stride, padding=sides, groups=1)
+    y, dx, dw = by_loops(c.w.dense(), images[0], images[1], stride=geometry.stride, padding=sides, groups=1)
     ours = results(spec_conv, c)
-    on = dw.reshape(-1)[c["w"].support.flat]
-    for a, b in zip(ours, (y + c["bias"][:, None, None, None], y, on, dx, on), strict=True):
+    on = dw.reshape(-1)[c.w.support.flat]
+    for a, b in zip(ours, (y + c.bias[:, None, None, None], y, on, dx, on), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
-WIDE: dict[str, Any] = {
-    "axes": ((3, 1, 1, 9), (3, 1, 1, 16)), "channels": (40, 24), "batch": 16, "margins": (0, 1), "density": 0.3,
-}  # fmt: skip
+WIDE = ConvCase(axes=((3, 1, 1, 9), (3, 1, 1, 16)), channels=(40, 24), batch=16, margins=(0, 1), density=0.3)
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -119,14 +84,14 @@ def test_in_tiles_and_on_threads(monkeypatch: pytest.MonkeyPatch, stride: int, d
     monkeypatch.setattr(compiled, "_TILE_BYTES", 4 << 10)
     monkeypatch.setattr(compiled, "_LEAST", 1)
     monkeypatch.setattr("refimpl.kernels.cpu.plan.WORTH_SHARING", 0.0)
-    axes = tuple((k, stride, p, n) for k, _, p, n in WIDE["axes"])
-    c = drawn(5, {**WIDE, "axes": axes}, dtype)
+    axes = ((3, stride, 1, 9), (3, stride, 1, 16))
+    c = replace(WIDE, axes=axes, dtype=dtype).draw(5)
     expected = results(spec_conv, c)
-    tiles = compiled._rows(c["w"].support, c["geometry"], c["x"].whole.shape, 64, np.dtype(dtype).itemsize)
+    tiles = compiled._rows(c.w.support, c.geometry, c.x.whole.shape, 64, np.dtype(dtype).itemsize)
     assert len(tiles.starts) > 3
     for count in (1, 2, 3):
         kernels.threads.set_count(count)
-        fresh = {**c, "w": SparseWeight(Support(c["w"].shape, c["w"].support.flat), c["w"].values)}
+        fresh = c._replace(w=SparseWeight(Support(c.w.shape, c.w.support.flat), c.w.values))
         for ours, by_definition in zip(results(compiled, fresh), expected, strict=True):
             np.testing.assert_array_equal(ours, by_definition)
 
@@ -134,15 +99,15 @@ def test_in_tiles_and_on_threads(monkeypatch: pytest.MonkeyPatch, stride: int, d
 def test_the_rounding_of_long_sums() -> None:
     """Real numbers, float32: within the bound of a sum in any order."""
     rng = np.random.default_rng(6)
-    c = drawn(6, WIDE, np.float32)
-    for array in (c["x"].whole, c["dy"].whole, c["w"].values):
+    c = replace(WIDE, dtype=np.float32).draw(6)
+    for array in (c.x.whole, c.dy.whole, c.w.values):
         array *= rng.standard_normal(array.shape).astype(np.float32)
-    wide = {**c, "w": SparseWeight(c["w"].support, c["w"].values.astype(float)), "bias": c["bias"].astype(float)}
-    for name in ("x", "dy"):
-        wide[name] = Inset(c[name].whole.astype(float), c[name].at)
-    size = {**wide, "w": SparseWeight(wide["w"].support, np.abs(wide["w"].values)), "bias": np.abs(wide["bias"])}
-    for name in ("x", "dy"):
-        size[name] = Inset(np.abs(wide[name].whole), wide[name].at)
+
+    def of(change: Callable[[np.ndarray], np.ndarray]) -> Convolution:
+        x, dy = (Inset(change(inset.whole), inset.at) for inset in (c.x, c.dy))
+        return Convolution(SparseWeight(c.w.support, change(c.w.values)), x, dy, c.geometry, change(c.bias))
+
+    wide, size = of(lambda a: a.astype(float)), of(lambda a: np.abs(a.astype(float)))
     terms = [24 * 9 + 1, 24 * 9, 9 * 16 * 16, 40 * 9, 9 * 16 * 16]
     for ours, exact, absolute, n in zip(
         results(compiled, c), results(spec_conv, wide), results(spec_conv, size), terms, strict=True
@@ -182,11 +147,10 @@ def test_padded_images_are_read_where_they_lie() -> None:
 
 def test_an_exchange_makes_new_plans() -> None:
     """What is derived from a support belongs to it: another support of the same shape has its own."""
-    case = {**WIDE, "channels": (4, 4), "axes": ((3, 2, 1, 7), (3, 2, 1, 4)), "batch": 4}
-    c = drawn(8, case)
+    case = ConvCase(axes=((3, 2, 1, 7), (3, 2, 1, 4)), channels=(4, 4), batch=4, density=0.3)
+    c = case.draw(8)
     results(compiled, c)
-    other = drawn(9, case)
-    mixed = {**c, "w": SparseWeight(other["w"].support, other["w"].values)}
+    mixed = c._replace(w=case.draw(9).w)
     for ours, expected in zip(results(compiled, mixed), results(spec_conv, mixed), strict=True):
         np.testing.assert_array_equal(ours, expected)
 
@@ -216,9 +180,7 @@ def values_shifted(tiles: Any, pixels: Any, source: Any = None) -> Any:
 
 
 inner_along, inner_in_pixels = compiled._along, compiled._in_pixels
-STRIDED: dict[str, Any] = {
-    "axes": ((3, 2, 1, 7), (2, 2, 1, 4)), "channels": (3, 2), "batch": 4, "margins": (1, 0), "density": 0.7,
-}  # fmt: skip
+STRIDED = ConvCase(axes=((3, 2, 1, 7), (2, 2, 1, 4)), channels=(3, 2), batch=4, margins=(1, 0), density=0.7)
 
 
 @pytest.mark.usefixtures("narrow")
@@ -235,9 +197,9 @@ STRIDED: dict[str, Any] = {
     ],
 )
 def test_planted_mistakes(monkeypatch: pytest.MonkeyPatch, name: str, mistake: Any) -> None:
-    cases = [STRIDED, {**STRIDED, "axes": ((1, 2, 0, 7), (3, 1, 1, 4))}]
+    cases = [STRIDED, replace(STRIDED, axes=((1, 2, 0, 7), (3, 1, 1, 4)))]
     for case in cases:
-        check(0, case)
+        check_convolution(compiled, case)
     caches = [compiled._phases, compiled._sees_all, compiled._reach]
     monkeypatch.setattr(compiled, name, mistake)
     for cached in caches:
@@ -245,7 +207,7 @@ def test_planted_mistakes(monkeypatch: pytest.MonkeyPatch, name: str, mistake: A
     wrong = 0
     for case in cases:
         try:
-            check(0, case)
+            check_convolution(compiled, case)
         except AssertionError:
             wrong += 1
     monkeypatch.undo()
@@ -258,8 +220,7 @@ def test_planted_mistakes(monkeypatch: pytest.MonkeyPatch, name: str, mistake: A
 
 
 def test_what_does_not_fit() -> None:
-    c = drawn(0, STRIDED)
-    w, x, dy, geometry = c["w"], c["x"], c["dy"], c["geometry"]
+    w, x, dy, geometry, _ = STRIDED.draw(0)
     with pytest.raises(ValueError, match="a weight of 12 columns and 6 taps takes"):
         conv.convolve(w, Inset(x.whole[:1], x.at), geometry)
     with pytest.raises(ValueError, match="reach beyond it"):

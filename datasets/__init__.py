@@ -10,6 +10,7 @@ from refimpl.datasets.fetch import fetch
 from refimpl.datasets.image_files import load_image_folder
 from refimpl.datasets.images import ImageBatches, Images, Part, random_crop, random_flip
 from refimpl.datasets.text import EOS, UNK, Corpus, load_text_folder
+from refimpl.datasets.variants import RandomLabels, first_images, random_labels
 
 __all__ = [
     "CATALOGUE",
@@ -19,15 +20,18 @@ __all__ = [
     "ImageBatches",
     "Images",
     "Part",
+    "RandomLabels",
     "RemoteDataset",
     "RemoteFile",
     "Windows",
     "batchify",
     "fetch",
+    "first_images",
     "load_default_corpus",
     "load_image_folder",
     "load_text_folder",
     "random_crop",
     "random_flip",
+    "random_labels",
     "windows",
 ]

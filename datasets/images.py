@@ -124,6 +124,8 @@ class ImageBatches(Numbered[Batch]):
     dtype : float32 or float64
     augment : callable, optional
         Gives the generator that a batch's random crops and flips are drawn from, by the batch's number.
+    flip : bool
+        Whether augmented images are mirrored, half of them.
     """
 
     images: Images
@@ -132,6 +134,7 @@ class ImageBatches(Numbered[Batch]):
     batch_size: int
     dtype: Any
     augment: Callable[[int], np.random.Generator] | None = None
+    flip: bool = True
     noun: ClassVar[str] = "batch"
 
     def __len__(self) -> int:
@@ -144,7 +147,9 @@ class ImageBatches(Numbered[Batch]):
         pixels = self.part.pixels[chosen]
         if self.augment is not None:
             rng = self.augment(k)
-            pixels = random_flip(random_crop(pixels, PADDING, rng=rng), rng=rng)
+            pixels = random_crop(pixels, PADDING, rng=rng)
+            if self.flip:
+                pixels = random_flip(pixels, rng=rng)
         return self.images.standardised(pixels, self.dtype), self.part.labels[chosen].astype(np.int64)
 
 

@@ -12,6 +12,9 @@ A stored entry may be exactly 0. CSR keeps it; a dense array cannot tell it from
 is why the two dense formats hold the masks beside the values. Files from elsewhere have no masks: there, a weight of
 two or more axes that holds zeros becomes sparse without those zeros, and everything else stays dense.
 
+Beside the parameters they hold the model's buffers under PyTorch's names: the running statistics of batch norms, and
+how many batches they have seen, a whole number.
+
 All three also hold a small dictionary, ``meta``, as JSON: for an exported run its configuration and vocabulary.
 """
 
@@ -126,11 +129,16 @@ def import_params(path: str | Path) -> Imported:
         raise _not_understood(path, str(error) or type(error).__name__) from error
     for name, weight in found.params.items():
         kind = weight.dtype
-        if kind not in (np.float32, np.float64):
+        if kind not in (np.float32, np.float64) and not _is_count(weight):
             raise ValueError(f"{name} of {str(path)!r} is {kind}; give float32 or float64")
     if not found.params:
         raise _not_understood(path, "it holds no parameter")
     return found
+
+
+def _is_count(weight: Weight) -> bool:
+    """Tell whether it is a whole number by itself, such as how many batches a batch norm has seen."""
+    return isinstance(weight, np.ndarray) and weight.shape == () and weight.dtype.kind in "iu"
 
 
 # --- dense formats ------------------------------------------------------------------------------------------
@@ -218,7 +226,7 @@ def _is_npz(path: Path) -> bool:
 def _write_torch(params: Params, path: Path, meta: dict[str, Any], aliases: dict[str, str]) -> None:
     torch = require("torch", "crosscheck")
     dense, masks = to_dense(params)
-    state = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in dense.items()}
+    state = {name: torch.from_numpy(np.require(array, requirements="C")) for name, array in dense.items()}
     state |= {alias: state[name] for alias, name in aliases.items()}
     saved = {
         "state_dict": state,

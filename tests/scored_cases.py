@@ -30,7 +30,7 @@ class MLPProbe:
         seen = dict(params)
         seen |= {name: values_of(params[name]) / temperature for name in names}
         x = self.x.astype(values_of(params[names[0]]).dtype)
-        loss, grads = self.model.loss_and_grads(seen, x, self.labels)
+        loss, grads, _ = self.model.loss_and_grads(seen, x, self.labels)
         out = {name: self.scale * (g if isinstance(g, np.ndarray) else g.dense()) for name, g in grads.items()}
         return loss * self.scale, out | {name: out[name] / temperature for name in names}
 

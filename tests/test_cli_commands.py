@@ -30,8 +30,8 @@ from refimpl.weights import SparseWeight, values_of
 
 Capture = pytest.CaptureFixture[str]
 COMMANDS = (
-    "train", "recipes", "methods", "compare", "conventions", "flops", "eval", "sample", "plot", "fetch", "info",
-    "export", "import",
+    "train", "finetune", "recipes", "methods", "compare", "conventions", "flops", "eval", "sample", "plot", "fetch",
+    "info", "export", "import",
 )  # fmt: skip
 
 pytestmark = pytest.mark.usefixtures("own_folder")

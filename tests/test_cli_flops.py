@@ -20,7 +20,7 @@ from refimpl.testing.quadratic import QuadraticModel
 from refimpl.training import flop_account, flops
 from refimpl.training.config import load_recipe, override
 from refimpl.training.loop import Run
-from refimpl.training.sections import Model
+from refimpl.training.model_section import Model
 from refimpl.training.simulate import Workload, planned, planned_run
 
 RIGL = ("interval=4", "allocation=erk")

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refimpl.training import method_section, sections
+from refimpl.training import method_section, model_section, sections
 from refimpl.training.checks import Interval, checked
 from refimpl.training.config import SECTIONS, Config, differences, load_recipe, override, recipes
 
@@ -38,6 +38,7 @@ def contradicts(error: ValueError) -> bool:
     words = (
         "no such option", "model.name", "augment", "tied", "nesterov", "floor", "backward_sparsity",
         "lr_min", "_fraction", "pattern", "interval", "initial_", "method.density", "compress", "optimizer.leak",
+        "warmup_epochs", "milestones", "strides", "label_smoothing", "model.depth",
     )  # fmt: skip
     return one_sentence(error) and any(word in str(error) for word in words)
 
@@ -261,7 +262,7 @@ def test_bad_values_from_python() -> None:
 def test_numpy_scalars_and_missing_corpus_are_understood() -> None:
     size: Any = np.int32(8)
     sparsity: Any = np.float32(0.5)
-    assert type(sections.Model(hidden_size=size).hidden_size) is int
+    assert type(model_section.Model(hidden_size=size).hidden_size) is int
     assert type(method_section.Method(sparsity=sparsity).sparsity) is float
     assert sections.Data(corpus=None).corpus == "default"  # type: ignore[arg-type]
 

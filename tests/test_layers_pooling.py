@@ -8,7 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from refimpl import kernels
 from refimpl.layers import pooling
+from refimpl.layers.padded import Padded, image_of
+from refimpl.testing.kernels import poison_pool
 from refimpl.testing.layers import Layer, check_layer
 
 SIZES: dict[str, Any] = {
@@ -21,7 +24,7 @@ SIZES: dict[str, Any] = {
 }
 
 
-def around(kernel: Any, padding: Any) -> Any:
+def padding_of(kernel: Any, padding: Any) -> Any:
     """Return the padding of that kind: none, all that is allowed, or that only before or after."""
     if padding == 0:
         return 0
@@ -51,7 +54,7 @@ def maker(kind: str, backward: Callable[..., Any] | None = None) -> Callable[...
     def make(
         rng: np.random.Generator, *, channels: int, image: Any, kernel: Any, stride: Any, padding: Any, batch: int
     ) -> Layer:
-        forward = forward_of(kind, kernel=kernel, stride=stride, padding=around(kernel, padding))
+        forward = forward_of(kind, kernel=kernel, stride=stride, padding=padding_of(kernel, padding))
         back = backward or backward_of(kind)
         return Layer(
             lambda p, x: forward(x),
@@ -103,7 +106,7 @@ def check_against_torch(
     torch = pytest.importorskip("torch")
     rng = np.random.default_rng(seed)
     x = rng.integers(-2, 1, (channels, *image, batch)).astype(float) if ties else apart(rng, (channels, *image, batch))
-    pad = around(kernel, padding)
+    pad = padding_of(kernel, padding)
     y, cache = (forward or forward_of)(kind, kernel=kernel, stride=stride, padding=pad)(x)
     dy = rng.standard_normal(y.shape)
     dx = (backward or backward_of(kind))(dy, cache)
@@ -142,7 +145,7 @@ def test_pooling_of_torch(kind: str, seed: int, sizes: dict[str, Any], ties: boo
 def test_pooling_by_loops(kind: str, seed: int, sizes: dict[str, Any]) -> None:
     """Window by window, with ties: each window's slice of the padded image by itself."""
     rng = np.random.default_rng(seed)
-    kernel, pad = sizes["kernel"], around(sizes["kernel"], sizes["padding"])
+    kernel, pad = sizes["kernel"], padding_of(sizes["kernel"], sizes["padding"])
     k = kernel if isinstance(kernel, tuple) else (kernel, kernel)
     s = k if sizes["stride"] is None else np.broadcast_to(sizes["stride"], 2)
     both = tuple(p if isinstance(p, tuple) else (p, p) for p in (pad if isinstance(pad, tuple) else (pad, pad)))
@@ -168,6 +171,53 @@ def test_pooling_by_loops(kind: str, seed: int, sizes: dict[str, Any]) -> None:
     inner = expected_dx[:, both[0][0] : xp.shape[1] - both[0][1], both[1][0] : xp.shape[2] - both[1][1]]
     # At most 9 windows see a pixel.
     np.testing.assert_allclose(dx, inner, rtol=0, atol=0 if kind == "max" else 9 * 9 * 4 * np.finfo(float).eps)
+
+
+@settings(max_examples=40)
+@given(
+    st.sampled_from(KINDS),
+    st.integers(0, 2**32 - 1),
+    st.fixed_dictionaries({name: st.sampled_from(values) for name, values in SIZES.items()}),
+    st.integers(0, 2),
+    st.integers(0, 2),
+    st.sampled_from(kernels.TIERS),
+)
+def test_margins(kind: str, seed: int, sizes: dict[str, Any], around: int, margin: int, tier: str) -> None:
+    """The bits do not depend on margins, nor on the tier; the margin of what is read holds no zeros here."""
+    rng = np.random.default_rng(seed)
+    own = dict(sizes)
+    x = rng.standard_normal((own.pop("channels"), *own.pop("image"), own.pop("batch")))
+    own["padding"] = padding_of(own["kernel"], own["padding"])
+
+    def in_margin(a: np.ndarray) -> Padded:
+        whole = np.full((len(a), a.shape[1] + 2 * around, a.shape[2] + 2 * around, a.shape[3]), np.nan)
+        Padded(whole, around).image[...] = a
+        return Padded(whole, around)
+
+    with kernels.use("spec"):
+        y, cache = forward_of(kind, **own)(x)
+        dy = rng.standard_normal(y.shape)
+        dx = backward_of(kind)(dy, cache)
+    outputs = {"margin": margin} if kind == "max" else {}
+    poison_pool()
+    with kernels.use(tier):
+        y_too, cache = forward_of(kind, **own, **outputs)(in_margin(x))
+        dx_too = backward_of(kind)(in_margin(dy), cache, **outputs)
+    for got, expected in ((y_too, y), (dx_too, dx)):
+        assert isinstance(got, Padded) == bool(outputs.get("margin"))
+        np.testing.assert_array_equal(image_of(got), expected)
+        if isinstance(got, Padded):
+            got.image[...] = 0
+            assert not got.whole.any()
+
+
+def test_a_global_average_reads_no_margin() -> None:
+    x = np.random.default_rng(0).standard_normal((2, 3, 4, 5))
+    inside = Padded(np.full((2, 5, 6, 5), np.nan), 1)
+    inside.image[...] = x
+    got, wanted = (pooling.global_average_forward(a) for a in (inside, x))
+    np.testing.assert_array_equal(got[0], wanted[0])
+    assert got[1] == wanted[1] == x.shape
 
 
 def test_of_equal_pixels_the_first_gets_the_gradient() -> None:

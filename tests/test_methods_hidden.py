@@ -309,7 +309,7 @@ def test_the_gradient_is_torchs_straight_through_gradient():
     method.supports(model.specs(), seed=0)
     rng = np.random.default_rng(0)
     x, labels = rng.standard_normal((6, 8)), rng.integers(0, 5, 8)
-    loss, grads = model.loss_and_grads(method.view(params), x, labels)
+    loss, grads, _ = model.loss_and_grads(method.view(params), x, labels)
     pulled = method.pull(params, grads)
 
     leaves = {name: torch.tensor(w, requires_grad=True) for name, w in params.items()}

@@ -113,7 +113,7 @@ def test_torch(sizes: tuple[int, ...], density: dict[str, float], batch: int) ->
     loss, scores, expected = torch_result(model, params, x, labels)
     bound = 1000 * EPS
     poison_pool()
-    mine, grads = model.loss_and_grads(params, x, labels)
+    mine, grads, _ = model.loss_and_grads(params, x, labels)
     poison_pool()
     assert abs(model.loss(params, x, labels) - loss) <= bound
     assert abs(mine - loss) <= bound
@@ -134,11 +134,11 @@ def test_a_batch_is_the_mean_of_its_columns(batch: int, seed: int, labels: bool)
     model = MLP((4, 3, 2))
     params, x, y = draw(model, batch, {"layers.0.weight": 0.6}, seed)
     poison_pool()
-    loss, grads = model.loss_and_grads(params, x, y)
+    loss, grads, _ = model.loss_and_grads(params, x, y)
     singles = [model.loss_and_grads(params, x[:, [b]], y[[b]]) for b in range(batch)]
-    assert abs(loss - np.mean([single for single, _ in singles])) <= 100 * EPS
+    assert abs(loss - np.mean([single for single, *_ in singles])) <= 100 * EPS
     for name, gradient in evaluated(params, grads).items():
-        mean = sum(evaluated(params, single)[name] for _, single in singles) / batch
+        mean = sum(evaluated(params, single)[name] for _, single, _ in singles) / batch
         assert np.abs(gradient - mean).max() <= 100 * EPS, name
 
 
@@ -150,16 +150,16 @@ def test_grouped_batches_are_the_same(batch: int) -> None:
     panels, grouped = model.group(x, labels)
     assert panels.ndim == 3
     assert np.count_nonzero(grouped >= 0) == batch
-    loss, grads = model.loss_and_grads(params, x, labels)
-    again, regrads = model.loss_and_grads(params, panels, grouped)
+    loss, grads, _ = model.loss_and_grads(params, x, labels)
+    again, regrads, _ = model.loss_and_grads(params, panels, grouped)
     assert (loss, model.loss(params, x, labels)) == (again, model.loss(params, panels, grouped))
     a, b = evaluated(params, grads), evaluated(params, regrads)
     assert all(a[name].tobytes() == b[name].tobytes() for name in a)
     fewer = grouped.copy()
     fewer[tuple(np.argwhere(grouped >= 0)[-1])] = -1
-    loss, grads = model.loss_and_grads(params, panels, fewer)
+    loss, grads, _ = model.loss_and_grads(params, panels, fewer)
     kept = np.isin(np.arange(batch), _columns(model, labels, fewer, batch))
-    expected, wanted = model.loss_and_grads(params, x[:, kept], labels[kept])
+    expected, wanted, _ = model.loss_and_grads(params, x[:, kept], labels[kept])
     assert abs(loss - expected) <= 100 * EPS
     for name, gradient in evaluated(params, grads).items():
         assert np.abs(gradient - evaluated(params, wanted)[name]).max() <= 100 * EPS, name
@@ -175,7 +175,7 @@ def _columns(model: MLP, labels: np.ndarray, grouped: np.ndarray, batch: int) ->
 def test_one_class_leaves_nothing_to_learn() -> None:
     model = MLP((4, 3, 1))
     params, x, labels = draw(model, 5, {"layers.0.weight": 0.5}, seed=2)
-    loss, grads = model.loss_and_grads(params, x, labels)
+    loss, grads, _ = model.loss_and_grads(params, x, labels)
     assert loss == 0
     assert not any(gradient.any() for gradient in evaluated(params, grads).values())
 
@@ -201,7 +201,7 @@ def test_scores_are_exact_on_integers(dtype: Any, batch: int) -> None:
     scores = model.logits(params, x)
     assert scores.dtype == dtype
     assert np.array_equal(scores, h)
-    _, grads = model.loss_and_grads(params, x, rng.integers(0, 3, batch))
+    _, grads, _ = model.loss_and_grads(params, x, rng.integers(0, 3, batch))
     for name, gradient in grads.items():
         stored = gradient if isinstance(gradient, np.ndarray) else gradient.on(support_of(params[name]))
         assert stored.dtype == dtype, name
@@ -255,7 +255,7 @@ def test_it_learns() -> None:
     slots = {name: optimizer.init(values_of(w)) for name, w in params.items()}
     before = model.loss(params, x, labels)
     for step in range(1, 201):
-        _, grads = model.loss_and_grads(params, x, labels)
+        _, grads, _ = model.loss_and_grads(params, x, labels)
         for name, w in params.items():
             g = grads[name]
             stored = g if isinstance(g, np.ndarray) else g.on(support_of(w)).reshape(values_of(w).shape)

@@ -183,7 +183,7 @@ def check_chain(kind, power):
     torch = pytest.importorskip("torch")
     model, method, params, x, labels = chain_case(kind, power)
     seen = method.view(params)
-    _, grads = model.loss_and_grads(seen, x, labels)
+    _, grads, _ = model.loss_and_grads(seen, x, labels)
     pulled = method.pull(params, grads)
     leaves, used = {}, {}
     for name, weight in params.items():
@@ -216,7 +216,7 @@ def test_gradients_are_torchs(kind, power):
 
 def test_gradients_are_difference_quotients():
     model, method, params, x, labels = chain_case(lambda: Static(Allocation(0.6)), 2.0)
-    _, grads = model.loss_and_grads(method.view(params), x, labels)
+    _, grads, _ = model.loss_and_grads(method.view(params), x, labels)
     pulled = method.pull(params, grads)
     check_quotients(model, method, params, pulled, x, labels, every=5)
 
@@ -241,7 +241,7 @@ def test_a_method_that_moves_what_it_shows_has_the_slope_there():
     """STR shows thresholded weights: the slope is that at what the forward pass had, for its thresholds as well."""
     inner = lambda: STR(initial_threshold=-2.0, penalty=0.0)  # noqa: E731
     model, method, params, x, labels = chain_case(inner, 2.0)
-    _, grads = model.loss_and_grads(method.view(params), x, labels)
+    _, grads, _ = model.loss_and_grads(method.view(params), x, labels)
     check_quotients(model, method, params, method.pull(params, grads), x, labels, every=1)
 
 

@@ -7,6 +7,7 @@
   lstm      training step of stacked LSTMs, layers x units
   ptb       training step of the whole language model: embedding, LSTMs, decoder
   mlp       training step of multilayer perceptrons, sizes of the layers
+  conv      3x3 convolution, channels-heightxwidth, and training step of resnet20-w64
   products  the products of one linear layer, outputs x inputs
   topology  a RigL and a SET update beside a training step
   scale     very wide perceptrons with SET, neurons in a hidden layer: time and memory
@@ -54,10 +55,15 @@ class Benchmark:
 
 
 LSTMS, NETWORKS = ("2x1500", "2x650", "2x200"), ("3072-4000-1000-4000-10", "784-300-100-10")
+CONVOLUTIONS = ("64-32x32", "128-16x16", "256-8x8", "512-4x4", "16-32x32", "resnet20-w64")
 BENCHMARKS = {
     "lstm": Benchmark("bench_lstm", LSTMS, r"\d+x\d+", peers=("torch",), allocators=True, ratios=True),
     "ptb": Benchmark("bench_ptb", LSTMS[:2], r"\d+x\d+", peers=("torch",), allocators=True, ratios=True),
     "mlp": Benchmark("bench_mlp", NETWORKS, r"\d+(-\d+)+", peers=("torch",), allocators=True, ratios=True),
+    "conv": Benchmark(
+        "bench_conv", CONVOLUTIONS, r"\d+-\d+x\d+|resnet\d+-w\d+", sparsity=(0.67, 0.8, 0.9, 0.95, 0.98),
+        peers=("torch",), allocators=True, ratios=True,
+    ),
     "products": Benchmark(
         "bench_products", ("1500x1500", "6000x1500", "4096x4096"), r"\d+x\d+", (20, 32, 128, 700),
         (0.5, 0.67, 0.8, 0.9, 0.95, 0.98, 0.99), peers=("torch", "sparse_dot_mkl", "sparseprop"), ratios=True,
@@ -119,7 +125,7 @@ def parser() -> Parser:
     )
     out.add_argument("--json", type=Path, metavar="FILE", help="write a list with one record a measurement")
     out.add_argument(
-        "--plot", type=Path, metavar="FILE", help="draw the ratios over the density (lstm, ptb, mlp, products)"
+        "--plot", type=Path, metavar="FILE", help="draw the ratios over the density (lstm, ptb, mlp, conv, products)"
     )
     return out
 

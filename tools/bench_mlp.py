@@ -78,6 +78,6 @@ class MLPStep:
 
     def __call__(self) -> float:
         """Take one step and return the loss before it."""
-        loss, grads = self.model.loss_and_grads(self.params, self.x, self.labels)
+        loss, grads, _ = self.model.loss_and_grads(self.params, self.x, self.labels)
         self.update(grads)
         return loss

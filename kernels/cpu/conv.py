@@ -76,9 +76,9 @@ def conv_gather(quads, values, index, starts, ends, across, parts, x, x_walk, un
 
 
 @kernel
-def conv_gather_dot(
+def conv_gather_dot(  # type: ignore[no-untyped-def]
     quads, values, index, starts, ends, bounds, across, parts, y, y_walk, unit, x, x_walk, out, out_walk, rows, grad
-):  # type: ignore[no-untyped-def]
+):
     """``out[j, pos] = sum over k in line j of values[k] * y[pos + unit * index[k]]`` and
     ``grad[k] += <x[j, pos], y[pos + unit * index[k]]>``.
     """

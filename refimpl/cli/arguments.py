@@ -36,8 +36,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"refimpl {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
     for add in (
-        *(_train, _recipes, _methods, _compare, _conventions, _flops, _evaluate, _sample, _plot, _fetch, _info),
-        *(_export, _import),
+        *(_train, _finetune, _recipes, _methods, _compare, _conventions, _flops, _evaluate, _sample, _plot),
+        *(_fetch, _info, _export, _import),
     ):
         add(commands)
     return parser
@@ -102,6 +102,21 @@ def _train(commands: Any) -> None:
     parser.add_argument("--resume", metavar="RUN", help="go on with the run in this folder")
 
 
+def _finetune(commands: Any) -> None:
+    parser = _command(
+        commands, "finetune", "train:fine_tune", "train the dense twin of a run's sparse model on, as a run of its own",
+        "A run of a method with dense phases (acdc) leaves two models: the sparse one, and the best dense one that an\n"
+        "epoch of a dense phase ended with. From the whole state of that, training goes on densely, to the end of the\n"
+        "same learning-rate schedule. Ctrl-C and refimpl train --resume work as for every run.",
+        "  refimpl finetune runs/acdc-fashion-mnist-1\n"
+        "  refimpl finetune runs/acdc-fashion-mnist-1 --out runs/dense-twin",
+    )  # fmt: skip
+    parser.add_argument("run", metavar="RUN", help="folder of the run that has the dense twin; only read")
+    _data(parser)
+    _threads(parser)
+    parser.add_argument("--out", metavar="NEW", help="new folder of the run (default: RUN-finetuned-1, -2, ...)")
+
+
 def _recipes(commands: Any) -> None:
     _command(
         commands, "recipes", "listing:recipes", "list the recipes that come with the package",
@@ -159,12 +174,16 @@ def _evaluate(commands: Any) -> None:
     parser = _command(
         commands, "eval", "evaluate:evaluate",
         "print validation and test perplexity, or accuracy, of a run's best checkpoint",
-        "The data must be those that the run was trained on, byte for byte (its sha256 is compared).",
-        "  refimpl eval runs/selfish-lstm-1\n  refimpl eval runs/ptb-lstm-small-rigl-1 --data /corpora/ptb",
+        "The data must be those that the run was trained on, byte for byte (its sha256 is compared). A run of acdc\n"
+        "leaves the dense twin of its sparse model too, which is evaluated besides.",
+        "  refimpl eval runs/selfish-lstm-1\n  refimpl eval runs/ptb-lstm-small-rigl-1 --data /corpora/ptb\n"
+        "  refimpl eval runs/acdc-fashion-mnist-1 --json",
     )  # fmt: skip
     parser.add_argument("run", metavar="RUN", help="folder of a run")
     _data(parser)
     _threads(parser)
+    parser.add_argument("--dense", action="store_true", help="the dense twin alone")
+    parser.add_argument("--json", action="store_true", help="print everything as JSON")
 
 
 def _sample(commands: Any) -> None:
@@ -245,6 +264,7 @@ def _export(commands: Any) -> None:
     )  # fmt: skip
     parser.add_argument("run", metavar="RUN", help="folder of a run")
     parser.add_argument("--to", metavar="FORMAT", choices=FORMATS, required=True, help="torch, scipy or npz")
+    parser.add_argument("--dense", action="store_true", help="the dense twin of a run of acdc, not the sparse model")
     parser.add_argument("--out", metavar="FILE", help="default: RUN/model.pt, RUN/model-scipy or RUN/model.npz")
 
 

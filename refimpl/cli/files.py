@@ -10,7 +10,7 @@ from typing import Any
 from refimpl.cli.train import configure
 from refimpl.datasets import Corpus
 from refimpl.interchange import export_params, import_params
-from refimpl.training import checkpoint
+from refimpl.training import checkpoint, twin
 from refimpl.training.config import Config, load_recipe
 from refimpl.training.corpora import open_corpus, vocabulary_of
 from refimpl.training.run_folder import RunFolder
@@ -20,10 +20,11 @@ DEFAULT_NAMES = {"torch": "model.pt", "scipy": "model-scipy", "npz": "model.npz"
 
 
 def export(arguments: argparse.Namespace) -> int:
-    """Write the best checkpoint's parameters in another format."""
+    """Write the parameters of the best checkpoint, or of the dense twin, in another format."""
     folder = RunFolder.open(arguments.run)
-    params, _ = checkpoint.unpack_params(folder.best().arrays)
-    out = Path(arguments.run, DEFAULT_NAMES[arguments.to]) if arguments.out is None else Path(arguments.out)
+    params = twin.params_of(folder.best_dense() if arguments.dense else folder.best())
+    name = ("dense-" if arguments.dense else "") + DEFAULT_NAMES[arguments.to]
+    out = Path(arguments.run, name) if arguments.out is None else Path(arguments.out)
     if out.exists():
         raise ValueError(f"{str(out)!r} is there already; give another name with --out, or remove it")
     meta: dict[str, Any] = {"config": folder.config.to_dict()}

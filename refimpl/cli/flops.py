@@ -6,9 +6,11 @@ import argparse
 import json
 from typing import Any
 
+from refimpl.analysis.flops_by_phase import of_forecast
 from refimpl.cli.train import DEFAULT_RECIPE, configure
 from refimpl.training import flop_account
 from refimpl.training.config import Config, load_recipe
+from refimpl.training.countings import Counting, countings_of
 from refimpl.training.flops import TERMS, forward, total
 from refimpl.training.published import DIFFERENCES, FORMULAS
 from refimpl.training.simulate import Forecast, planned_run
@@ -51,10 +53,34 @@ def as_json(recipe: str, config: Config, found: Forecast) -> dict[str, Any]:
             **flop_account.fractions(account, found.specs),
             "formula": {"name": found.formula.name, "text": found.formula.text, "status": found.formula.status},
         },
+        "countings": {counting.whose: counted(counting, found) for counting in countings(config, found)},
         "account": account,
         "epochs": [total(epoch["executed"]) for epoch in found.epochs],
+        "phases": [
+            {**vars(phase), "fraction": phase.fraction} for phase in (of_forecast(found).phases if found.phases else ())
+        ],
         "tensors": {name: tensor(found, name) for name in found.specs},
         "notes": found.notes,
+    }
+
+
+def countings(config: Config, found: Forecast) -> list[Counting]:
+    """Return the other ways in which the network was counted."""
+    return countings_of(config.model.name, found.specs, found.others)
+
+
+def counted(counting: Counting, found: Forecast) -> dict[str, Any]:
+    """Return what inference on a sample and training take by another way to count."""
+    dense, sparse = counting.dense, counting.forward(found.last.used)
+    training = counting.training(found.formula, found.visits)
+    samples = found.total["samples"]["published"]
+    return {
+        "dense": dense,
+        "sparse": sparse,
+        "fraction": sparse / dense,
+        "training": training,
+        "training_operations": training * 3 * dense * samples,
+        "besides": counting.besides,
     }
 
 
@@ -81,6 +107,7 @@ def as_text(recipe: str, config: Config, found: Forecast) -> list[str]:
     lines = [
         f"{recipe}: method {config.method.name}{sparsity}; {epochs}, {account['samples']['executed']:,.0f} {unit}s",
         "biases, nonlinearities and the optimizer are not counted; a multiplication and an addition are two",
+        f"{_weights(found)}",
         "",
         f"inference, operations for each {unit}: f_D = {found.dense:,.0f}, f_S = {found.sparse:,.0f} "
         f"(fraction {found.sparse / found.dense:.4f})",
@@ -89,6 +116,8 @@ def as_text(recipe: str, config: Config, found: Forecast) -> list[str]:
         f"  published  {fractions['published']:.4f}   {formula}",
         *_other_form(found),
         *_by_epoch(found),
+        *_countings(config, found),
+        *_by_phase(found),
         "",
         *_terms("executed in the whole run", account["executed"], TERMS),
         *_terms("published for the whole run", account["published"], TERMS | EXCHANGE_BATCH),
@@ -114,6 +143,14 @@ def _other_form(found: Forecast) -> list[str]:
     return [f"             {fraction:.4f}   {other.text}; {STATUS[other.status]}"]
 
 
+def _weights(found: Forecast) -> str:
+    prunable = [spec.size for spec in found.specs.values() if spec.prunable]
+    every = sum(spec.size for spec in found.specs.values())
+    return (
+        f"{every:,} weights in {len(found.specs)} tensors, of which {sum(prunable):,} in {len(prunable)} are prunable"
+    )
+
+
 def _by_epoch(found: Forecast) -> list[str]:
     shares = [flop_account.fractions(epoch, found.specs)["executed"] for epoch in found.epochs]
     if len(shares) < 2 or max(shares) - min(shares) < 5e-4:
@@ -123,6 +160,33 @@ def _by_epoch(found: Forecast) -> list[str]:
     if len(shown) < len(shares):
         texts.insert(-1, "...")
     return [f"  by epoch   {' '.join(texts)}"]
+
+
+def _countings(config: Config, found: Forecast) -> list[str]:
+    """What the authors' programs make of it, who count normalisation, rectifiers and the like too."""
+    known = countings(config, found)
+    lines = ["", "counted with what is not a product, as in authors' programs:"] if known else []
+    for counting in known:
+        their = counted(counting, found)
+        lines.append(
+            f"  {counting.whose:<15}  f_D = {their['dense']:,.0f}, f_S = {their['sparse']:,.0f} "
+            f"(fraction {their['fraction']:.4f}); training {their['training']:.4f}, "
+            f"{their['training_operations']:.4g}"
+        )
+    return lines
+
+
+def _by_phase(found: Forecast) -> list[str]:
+    if not found.phases:
+        return []
+    table = of_forecast(found)
+    lines = ["", f"{'phase':<10}  {'epochs':>9}  {'executed':>10}  {'of dense':>8}  {'of the run':>10}"]
+    for phase in table.phases:
+        epochs = f"{phase.start}-{phase.stop - 1}" if phase.stop - phase.start > 1 else f"{phase.start}"
+        share = phase.executed / table.executed
+        lines.append(f"{phase.kind:<10}  {epochs:>9}  {phase.executed:>10.4g}  {phase.fraction:>8.4f}  {share:>10.1%}")
+    epochs = f"0-{table.phases[-1].stop - 1}"
+    return [*lines, f"{'all':<10}  {epochs:>9}  {table.executed:>10.4g}  {table.fraction:>8.4f}  {1:>10.1%}"]
 
 
 def _terms(title: str, terms: dict[str, float], meanings: dict[str, str]) -> list[str]:

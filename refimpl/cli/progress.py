@@ -133,4 +133,8 @@ def _exchanged(counts: dict[str, dict[str, int]]) -> str:
     """Return how many weights the exchange at the end of the epoch moved, if there was one."""
     if not counts:
         return ""
-    return f", {sum(of['dropped'] for of in counts.values()):,} weights exchanged"
+    dropped, grown = (sum(of[kind] for of in counts.values()) for kind in ("dropped", "grown"))
+    if dropped == grown:
+        return f", {dropped:,} weights exchanged"
+    moves = [f"{count:,} {kind}" for count, kind in ((dropped, "dropped"), (grown, "grown")) if count]
+    return f", weights: {', '.join(moves)}"

@@ -1,4 +1,4 @@
-"""``refimpl train``."""
+"""``refimpl train`` and ``refimpl finetune``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,26 @@ DEFAULT_RECIPE = "selfish-lstm"
 def train(arguments: argparse.Namespace) -> int:
     """Train, or go on with a run, and report."""
     stop_if_interrupted()
-    run = _resumed(arguments) if arguments.resume is not None else _started(arguments)
+    return finish(_resumed(arguments) if arguments.resume is not None else _started(arguments))
+
+
+def fine_tune(arguments: argparse.Namespace) -> int:
+    """Train a run's dense twin on, and report."""
+    from refimpl.training.finetune import begin
+
+    stop_if_interrupted()
+    settings = [] if arguments.data is None else [f"data.corpus={arguments.data}"]
+    settings += [] if arguments.threads is None else [f"threads={arguments.threads}"]
+    run = begin(arguments.run, arguments.out, changes=settings)
+    assert run.folder is not None
+    introduce(run)
+    step = f"after step {run.state.step:,}"
+    print(f"run: {run.folder.path}, going on with the dense twin of {arguments.run} {step}", flush=True)
+    return finish(run)
+
+
+def finish(run: Run) -> int:
+    """Train a run to its end and report; return the exit code."""
     assert run.folder is not None
     try:
         if run.done:

@@ -2,12 +2,18 @@ r"""Linear map: :math:`Y = W X + b`, :math:`dX = W^\top dY`, :math:`dW = dY X^\t
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 
 from refimpl import kernels
-from refimpl.weights import Grads, LinearGrad, Params, SparseWeight, Weight, add_to, values_of
+from refimpl.weights import Grads, LinearGrad, Params, SparseWeight, Support, Weight, add_to, values_of
+
+FEW_ROWS = 32
+"""Rows of a dense weight, such as that of an output layer, up to which sparse products beat BLAS, which copies all of
+``x`` for them."""
+_FEW_ENTRIES = 1 << 20  # a support takes memory
 
 
 class Cache(NamedTuple):
@@ -21,7 +27,7 @@ class Cache(NamedTuple):
 
 def forward(params: Params, weight: str, bias: str | None, x: np.ndarray) -> tuple[np.ndarray, Cache]:
     """Return ``W x + b`` for ``x`` of shape (..., C, N): (..., R, N)."""
-    w = params[weight]
+    w = _with_support(params[weight], x)
     y = kernels.matmul(w, x, None if bias is None else values_of(params[bias]))
     return y, Cache(weight, bias, w, x)
 
@@ -50,3 +56,16 @@ def backward(
     if cache.bias is not None:
         add_to(grads, cache.bias, kernels.sum_rows(dy) if bias_gradient is None else bias_gradient)
     return dx
+
+
+def _with_support(w: Weight, x: np.ndarray) -> Weight:
+    """Return a dense weight of few rows as a sparse one on its full support; any other as it is."""
+    if isinstance(w, SparseWeight) or w.ndim != 2 or w.shape[0] > FEW_ROWS or w.size > _FEW_ENTRIES:
+        return w
+    usual = w.flags.c_contiguous and w.dtype.char in "fd" and x.dtype == w.dtype
+    return SparseWeight(_full(w.shape), w.reshape(-1)) if usual else w
+
+
+@lru_cache(maxsize=32)
+def _full(shape: tuple[int, ...]) -> Support:
+    return Support.full(shape)

@@ -15,10 +15,13 @@ padding is half of the kernel's size at most.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from refimpl.kernels import images, memory
+from refimpl.layers.framed import framed_of, new_framed
+from refimpl.layers.padded import Padded, image_of
 from refimpl.layers.windows import Padding, Pair, Windows, check_images
 
 
@@ -39,20 +42,28 @@ class AverageCache(NamedTuple):
 
 
 def max_forward(
-    x: np.ndarray, kernel: int | Pair, *, stride: int | Pair | None = None, padding: Padding = 0
-) -> tuple[np.ndarray, MaxCache]:
+    x: np.ndarray | Padded,
+    kernel: int | Pair,
+    *,
+    stride: int | Pair | None = None,
+    padding: Padding = 0,
+    margin: int = 0,
+) -> tuple[Any, MaxCache]:
     """Return the greatest number of each window; a window that sees NaN gives NaN.
 
     Parameters
     ----------
-    x : ndarray, shape (C, H, W, B)
+    x : ndarray or Padded, shape (C, H, W, B)
+        Its margin is not looked at.
     kernel, stride : int or (int, int)
         Of height and width.
     padding : int, (int, int) or ((int, int), (int, int))
+    margin : int
+        Pixels of zeros to write the output into.
 
     Returns
     -------
-    y : ndarray, shape (C, H', W', B)
+    y : ndarray, or Padded with a margin, shape (C, H', W', B)
     cache : MaxCache
 
     Raises
@@ -60,33 +71,26 @@ def max_forward(
     ValueError
         If the kernel is larger than the padded image, or the padding than half of the kernel.
     """
-    windows = _windows(x, kernel, stride, padding)
-    every = windows.whole(x.shape[1:3])
-    padded = windows.pad(x, -np.inf)
-    y = windows.tap(padded, 0, 0, *every).copy()
-    chosen = np.empty(y.shape, np.min_scalar_type(len(windows.taps)))
-    chosen[...] = _first_tap(windows, every)[..., None]  # where all are -inf, padding must not be chosen
-    for k, (i, j) in enumerate(windows.taps):
-        pixels = windows.tap(padded, i, j, *every)
-        greater = (pixels > y) | np.isnan(pixels)
-        np.copyto(y, pixels, where=greater)
-        chosen[greater] = k
-    return y, MaxCache(chosen, x.shape, windows)
+    windows = _windows(image_of(x), kernel, stride, padding)
+    framed = framed_of(x)
+    channels, height, width, batch = framed.shape
+    shape = (channels, *windows.size((height, width)), batch)
+    out = new_framed(shape, framed.dtype, margin)
+    chosen = memory.empty(shape, np.min_scalar_type(len(windows.taps)))
+    images.max_pool(framed, out, chosen, windows.kernel, windows.stride, _before(windows))
+    return out if margin else out.whole, MaxCache(chosen, framed.shape, windows)
 
 
-def max_backward(dy: np.ndarray, cache: MaxCache) -> np.ndarray:
-    """Return the gradient of ``x``."""
-    windows = cache.windows
-    every = windows.whole(cache.shape[1:3])
-    d_padded = windows.zeros(cache.shape, dy.dtype)
-    for k, (i, j) in enumerate(windows.taps):
-        pixels = windows.tap(d_padded, i, j, *every)
-        pixels += np.where(cache.chosen == k, dy, 0)
-    return np.ascontiguousarray(windows.crop(d_padded))
+def max_backward(dy: np.ndarray | Padded, cache: MaxCache, *, margin: int = 0) -> Any:
+    """Return the gradient of ``x``, an array or, with a margin, a Padded."""
+    windows, framed = cache.windows, framed_of(dy)
+    out = new_framed(cache.shape, framed.dtype, margin)
+    images.max_pool_backward(framed, cache.chosen, out, windows.kernel, windows.stride, _before(windows))
+    return out if margin else out.whole
 
 
 def average_forward(
-    x: np.ndarray,
+    x: np.ndarray | Padded,
     kernel: int | Pair,
     *,
     stride: int | Pair | None = None,
@@ -97,7 +101,8 @@ def average_forward(
 
     Parameters
     ----------
-    x : ndarray, shape (C, H, W, B)
+    x : ndarray or Padded, shape (C, H, W, B)
+        Its margin is not looked at.
     kernel, stride : int or (int, int)
         Of height and width.
     padding : int, (int, int) or ((int, int), (int, int))
@@ -114,6 +119,7 @@ def average_forward(
     ValueError
         If the kernel is larger than the padded image, or the padding than half of the kernel.
     """
+    x = image_of(x)
     windows = _windows(x, kernel, stride, padding)
     every = windows.whole(x.shape[1:3])
     # Where padding does not count, each window is divided by what it sees of an image of ones.
@@ -122,9 +128,9 @@ def average_forward(
     return _sums(windows, windows.pad(x), every) / counts, AverageCache(counts, x.shape, windows)
 
 
-def average_backward(dy: np.ndarray, cache: AverageCache) -> np.ndarray:
+def average_backward(dy: np.ndarray | Padded, cache: AverageCache) -> np.ndarray:
     """Return the gradient of ``x``."""
-    windows = cache.windows
+    windows, dy = cache.windows, image_of(dy)
     every = windows.whole(cache.shape[1:3])
     share = dy / cache.counts
     d_padded = windows.zeros(cache.shape, dy.dtype)
@@ -134,8 +140,9 @@ def average_backward(dy: np.ndarray, cache: AverageCache) -> np.ndarray:
     return np.ascontiguousarray(windows.crop(d_padded))
 
 
-def global_average_forward(x: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
+def global_average_forward(x: np.ndarray | Padded) -> tuple[np.ndarray, tuple[int, ...]]:
     """Return the mean of each image and channel, (C, H, W, B) to (C, B), and the shape that backward needs."""
+    x = image_of(x)
     check_images(x)
     return x.mean(axis=(1, 2)), x.shape
 
@@ -165,9 +172,6 @@ def _sums(windows: Windows, padded: np.ndarray, every: tuple[slice, slice]) -> n
     return total
 
 
-def _first_tap(windows: Windows, every: tuple[slice, slice]) -> np.ndarray:
-    """Return the number of each window's first tap that is not padding, (H', W')."""
-    (top, _), (left, _) = windows.padding
-    i = np.maximum(0, top - windows.stride[0] * np.arange(every[0].stop))
-    j = np.maximum(0, left - windows.stride[1] * np.arange(every[1].stop))
-    return i[:, None] * windows.kernel[1] + j
+def _before(windows: Windows) -> Pair:
+    """Return the padding above and to the left."""
+    return windows.padding[0][0], windows.padding[1][0]

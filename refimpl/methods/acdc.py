@@ -32,7 +32,9 @@ Deviations
   the paper; Adam's corrections of its averages, and averaging optimizers, start over too. Under torch 2 the authors'
   program does not reset at all: gradients are None when it looks for them. Other programs reset after the first step of
   the dense phase, or at both kinds of switch.
-- A model on the way, from before the last compressed phase, is not taken for the best one, whatever it scores.
+- A model on the way, from before the last compressed phase, is not taken for the best one, whatever it scores. The
+  best of each kind, sparse and dense, is the one with the lowest validation loss; the authors' program goes by the
+  highest accuracy, of the test part.
 - An entry that returns is 0, and so is its gradient where its unit has no other weight before or after it; it can stay
   0 for some steps, or for good. The program's counts of operations leave such zeros out; here what is stored counts.
 - Groups of a pattern lie within a row (:mod:`refimpl.methods.nm`); the authors' program lets them run on into the next.
@@ -167,6 +169,10 @@ class ACDC(OneShot):
     def settled(self, step: int) -> bool:
         """Tell whether the model of this step is one of the last compressed phase."""
         return not self.groups or step > self.compress_steps[-1]
+
+    def dense_twin(self, step: int) -> bool:
+        """Tell whether this step was one of a dense phase; the warm-up counts, as in the authors' program."""
+        return bool(self.groups) and not self.compressed(step - 1)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the pools and densities, and what phase it is."""

@@ -164,6 +164,9 @@ class Method(Protocol):
     def settled(self, step: int) -> bool:
         """Tell whether A has the density that was asked for, from this step on; until then no model is the best."""
 
+    def dense_twin(self, step: int) -> bool:
+        """Tell whether the model of this step is dense, and one that the run is to leave beside the sparse one."""
+
     def state_dict(self) -> dict[str, Any]:
         """Return what the method remembers, small and fit for JSON."""
 
@@ -270,6 +273,10 @@ class BaseMethod:
     def settled(self, step: int) -> bool:
         """Return True: the density is there from the start."""
         return True
+
+    def dense_twin(self, step: int) -> bool:
+        """Return False: there is one model."""
+        return False
 
     def state_dict(self) -> dict[str, Any]:
         """Return nothing to remember."""

@@ -161,7 +161,11 @@ class Phases:
                 f"the last compressed phase begins at epoch {self.compress[-1]}, but the run has {epochs} epochs; give "
                 f"more than {self.compress[-1]}, or phases that begin earlier"
             )
-        starts = sorted((0, *self.compress, *self.decompress))
+        return self.within(epochs)
+
+    def within(self, epochs: int) -> list[Phase]:
+        """Return the phases of the first epochs of a run, the last of them as far as it got."""
+        starts = [start for start in sorted((0, *self.compress, *self.decompress)) if start < epochs]
         return [
             Phase("compressed" if self.compressed(start) else "dense", start, stop)
             for start, stop in pairwise([*starts, epochs])

@@ -298,6 +298,10 @@ class Powerpropagation(BaseMethod):
         """Ask the method inside."""
         return self.inner.settled(step)
 
+    def dense_twin(self, step: int) -> bool:
+        """Ask the method inside."""
+        return self.inner.dense_twin(step)
+
     def state_dict(self) -> dict[str, Any]:
         """Return what is reparametrized, and the state of the method inside."""
         return {"names": list(self.names), "inner": self.inner.state_dict()}

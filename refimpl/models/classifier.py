@@ -8,12 +8,17 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from refimpl.layers.batch_norm import Buffers
 from refimpl.rng import Draws
 from refimpl.weights import Grads, Params, ParamSpec, Support
 
 
 class Network(Protocol):
-    """A feed-forward network that ends in softmax cross-entropy: an MLP, a convolutional network."""
+    """A feed-forward network that ends in softmax cross-entropy: an MLP, a convolutional network.
+
+    Its parameters are what is trained. Its *buffers* are what it remembers besides: the running statistics of its batch
+    norms, by their names in a PyTorch state dict. Whoever calls it with parameters puts the buffers among them.
+    """
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -27,24 +32,32 @@ class Network(Protocol):
         """Return in a few words what it is, such as ``"MLP, 784-300-100-10"``."""
 
     def specs(self) -> dict[str, ParamSpec]:
-        """Describe every parameter."""
+        """Describe every parameter that is trained."""
 
     def init(self, seed: int, dtype: Any, supports: Mapping[str, Support] | None = None) -> Params:
         """Draw the initial parameters."""
 
-    def loss_and_grads(self, params: Params, x: np.ndarray, labels: np.ndarray) -> tuple[float, Grads]:
-        """Return the mean loss in nats over ``x`` of shape (*input_shape, batch), and the gradients."""
+    def buffers(self, dtype: Any) -> Buffers:
+        """Return the buffers before the first batch; empty for a network without."""
+
+    def loss_and_grads(
+        self, params: Params, x: np.ndarray, labels: np.ndarray, draws: Draws | None = None
+    ) -> tuple[float, Grads, Buffers]:
+        """Return the mean loss in nats over ``x`` of shape (*input_shape, batch), gradients, and new buffers.
+
+        The gradients are those of the parameters that are trained; the buffers are new arrays.
+        """
 
     def flow(self, params: Params) -> tuple[float, Grads]:
-        """Return SynFlow's R and its gradients."""
+        """Return SynFlow's R and its gradients; reads weights alone."""
 
     def logits(self, params: Params, x: np.ndarray) -> np.ndarray:
-        """Return the scores of the classes, (classes, batch)."""
+        """Return the scores of the classes, (classes, batch), as in evaluation: by the running statistics."""
 
 
 @dataclass(frozen=True)
 class Classifier:
-    """A `refimpl.models.base.Model` that carries nothing from batch to batch.
+    """A `refimpl.models.base.Model` that carries its buffers from batch to batch, through all epochs.
 
     Attributes
     ----------
@@ -63,37 +76,57 @@ class Classifier:
         """Draw the initial parameters, as the network does."""
         return self.network.init(seed, dtype, supports)
 
-    def zero_states(self, batch: int, dtype: Any) -> list[Any]:
-        """Return an empty list."""
-        return []
+    def begin(self, batch: int, dtype: Any) -> Buffers:
+        """Return the network's buffers before the first batch."""
+        return self.network.buffers(dtype)
+
+    def next_epoch(self, carried: Buffers) -> Buffers:
+        """Return the buffers as they are: running statistics run on."""
+        return carried
 
     def loss_and_grads(
-        self, params: Params, inputs: np.ndarray, targets: np.ndarray, carried: list[Any], draws: Draws | None = None
-    ) -> tuple[float, Grads, list[Any]]:
-        """Return the mean loss in nats for each image, the gradients, and an empty list.
+        self, params: Params, inputs: np.ndarray, targets: np.ndarray, carried: Buffers, draws: Draws | None = None
+    ) -> tuple[float, Grads, Buffers]:
+        """Return the mean loss in nats for each image, the gradients, and the buffers after the batch.
 
         Parameters
         ----------
         params : Params
         inputs : ndarray, shape (channels, height, width, batch)
         targets : ndarray of int, shape (batch,)
+        carried : dict of str to ndarray
+            The buffers; not changed.
+        draws : Draws, optional
+            The step's random draws, for dropout; without them nothing is dropped.
+
+        Raises
+        ------
+        ValueError
+            If the images have another shape than the network takes, or a label is no class.
         """
-        loss, grads = self.network.loss_and_grads(params, self._shaped(inputs), targets)
-        return loss, grads, []
+        return self.network.loss_and_grads({**params, **carried}, self._shaped(inputs), targets, draws)
+
+    def evaluated(self, params: Params, carried: Buffers) -> Params:
+        """Return the parameters with the buffers among them."""
+        return {**params, **carried}
 
     def flow(self, params: Params) -> tuple[float, Grads]:
         """Return SynFlow's R and its gradients."""
         return self.network.flow(params)
 
     def logits(self, params: Params, inputs: np.ndarray) -> np.ndarray:
-        """Return the scores of the classes (classes, batch)."""
+        """Return the scores of the classes (classes, batch); ``params`` are what `evaluated` returns."""
         return self.network.logits(params, self._shaped(inputs))
 
     def _shaped(self, inputs: np.ndarray) -> np.ndarray:
-        size = int(np.prod(self.network.input_shape))
-        if inputs[..., 0].size != size:
+        """Check the images, and lay them out as features for a network that takes those."""
+        shape, wanted = inputs.shape[:-1], self.network.input_shape
+        if shape == wanted:
+            return inputs
+        size = int(np.prod(wanted))
+        if len(wanted) > 1 or int(np.prod(shape)) != size:
             raise ValueError(
-                f"the images have shape {inputs.shape[:-1]}, {inputs[..., 0].size} numbers, and the network takes "
-                f"{self.network.input_shape}, {size} numbers; give the images that it was made for"
+                f"the images have shape {shape}, {int(np.prod(shape))} numbers, and the network takes {wanted}, {size} "
+                "numbers; give the images that it was made for"
             )
-        return inputs.reshape(*self.network.input_shape, inputs.shape[-1])
+        return inputs.reshape(*wanted, inputs.shape[-1])

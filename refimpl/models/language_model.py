@@ -125,6 +125,18 @@ class LanguageModel:
         """Return the state before the first token."""
         return [lstm.zero_state(self.hidden_size, batch, dtype) for _ in range(self.layers)]
 
+    def begin(self, batch: int, dtype: Any) -> States:
+        """Return the state before the first token."""
+        return self.zero_states(batch, dtype)
+
+    def next_epoch(self, carried: States) -> States:
+        """Return the state before the first token: an epoch reads the text from its beginning."""
+        return self.zero_states(carried[0].h.shape[1], carried[0].h.dtype)
+
+    def evaluated(self, params: Params, carried: States) -> Params:
+        """Return the parameters alone: evaluation reads texts of its own, from their beginning."""
+        return params
+
     def forward(
         self, params: Params, tokens: np.ndarray, states: States, draws: Draws | None = None
     ) -> tuple[np.ndarray, States, _Caches]:

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from refimpl import kernels
-from refimpl.layers import linear, relu
-from refimpl.rng import generator
+from refimpl.layers import label_smoothing, linear, relu
+from refimpl.layers.batch_norm import Buffers
+from refimpl.rng import Draws, generator
 from refimpl.weights import Grads, Params, ParamSpec, Support, draw_uniform, values_of
 
 
@@ -27,6 +28,8 @@ class MLP:
     ----------
     sizes : tuple of int
         Inputs, units of each hidden layer, classes: layer ``k`` maps ``sizes[k]`` to ``sizes[k + 1]`` features.
+    label_smoothing : float in [0, 1]
+        Share of the training target that is spread over all classes; see `refimpl.layers.label_smoothing`.
 
     Raises
     ------
@@ -35,6 +38,7 @@ class MLP:
     """
 
     sizes: tuple[int, ...]
+    label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
         sizes = self.sizes
@@ -96,6 +100,10 @@ class MLP:
             params[name] = draw_uniform(generator(seed, f"init/{name}"), spec.shape, bound, dtype, supports.get(name))
         return params
 
+    def buffers(self, dtype: Any) -> Buffers:
+        """Return no buffers: there is nothing but parameters."""
+        return {}
+
     def forward(self, params: Params, panels: np.ndarray) -> tuple[np.ndarray, list[linear.Cache]]:
         """Return the scores of the classes, and what backward needs; all in the kernels' panels (P, F, w).
 
@@ -121,10 +129,12 @@ class MLP:
         """
         panels, grouped, scale = self._grouped(x, labels)
         scores, _ = self.forward(params, panels)
-        return kernels.softmax_cross_entropy(scores, grouped, scale) * scale
+        return self._loss(scores, grouped, scale)[0]
 
-    def loss_and_grads(self, params: Params, x: np.ndarray, labels: np.ndarray) -> tuple[float, Grads]:
-        """Return the mean loss in nats and the gradients of the parameters.
+    def loss_and_grads(
+        self, params: Params, x: np.ndarray, labels: np.ndarray, draws: Draws | None = None
+    ) -> tuple[float, Grads, Buffers]:
+        """Return the mean loss in nats, the gradients of the parameters, and no buffers.
 
         Parameters
         ----------
@@ -132,17 +142,19 @@ class MLP:
         x : ndarray, shape (features, batch)
         labels : ndarray of int, shape (batch,)
             Or both as `group` returns them.
+        draws : Draws, optional
+            Not needed: nothing is drawn.
         """
         panels, grouped, scale = self._grouped(x, labels)
-        dy, caches = self.forward(params, panels)
-        loss = kernels.softmax_cross_entropy(dy, grouped, scale) * scale  # turns the scores into their gradient
+        scores, caches = self.forward(params, panels)
+        loss, dy = self._loss(scores, grouped, scale)
         grads: Grads = {}
         sums = None  # of dy over its columns, for the bias
         for k in reversed(range(self.layers)):
             dx = linear.backward(dy, caches[k], grads, input_gradient=k > 0, bias_gradient=sums)
             if dx is not None:
                 dy, sums = relu.backward(dx, caches[k].x, in_place=True)
-        return loss, grads
+        return loss, grads, {}
 
     def flow(self, params: Params) -> tuple[float, Grads]:
         r"""Return :math:`R = 1^\top W_L \cdots W_1 1` and its gradients, as SynFlow needs them for magnitudes.
@@ -202,6 +214,12 @@ class MLP:
         if panels.shape == (1, *x.shape):
             return panels, labels[None]
         return panels, kernels.to_panels(labels[None, None], fill=-1, itemsize=x.itemsize)[:, 0, :]
+
+    def _loss(self, scores: np.ndarray, labels: np.ndarray, scale: float) -> tuple[float, np.ndarray]:
+        """Return the mean loss, and the gradient of the scores, which may have taken their place."""
+        if self.label_smoothing:
+            return label_smoothing.forward(scores, labels, epsilon=self.label_smoothing)
+        return kernels.softmax_cross_entropy(scores, labels, scale) * scale, scores
 
     def _panels(self, x: np.ndarray) -> np.ndarray:
         if x.ndim != 2 or x.shape[0] != self.sizes[0] or not x.shape[1]:

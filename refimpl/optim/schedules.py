@@ -157,16 +157,21 @@ class LinearWarmup:
         :math:`T \ge 0`.
     then : Schedule
         :math:`s`, which begins when the warm-up ends.
+    full : {"after", "last"}
+        When :math:`s(0)` is reached: after the warm-up, or in its last step already, by :math:`s(0)\,(t + 1)/T`, so
+        that two steps have it. The latter is the schedule by epochs of AC/DC's authors, and of others who train on ImageNet.
     """
 
     steps: int
     then: Schedule
+    full: Literal["after", "last"] = "after"
 
     def __post_init__(self) -> None:
         _require_count("steps", self.steps, 0)
+        require_choice("full", self.full, "after", "last")
 
     def __call__(self, step: int) -> float:
         """Return the value after ``step`` steps."""
         if step < self.steps:
-            return self.then(0) * (step + 1) / (self.steps + 1)
+            return self.then(0) * (step + 1) / (self.steps + (self.full == "after"))
         return self.then(step - self.steps)

@@ -54,18 +54,21 @@ class ConvCase:
     def draw(self, seed: int) -> Convolution:
         """Draw weight, images and gradients from the integers −4 to 4."""
         rng = np.random.default_rng(seed)
-        kernel, stride, padding, image = zip(*self.axes, strict=True)
-        outputs = tuple((n + 2 * p - k) // s + 1 for k, s, p, n in self.axes)
+        (k, s, p, n), (k_, s_, p_, n_) = self.axes
+        kernel, padding, image = (k, k_), (p, p_), (n, n_)
+        outputs = (n + 2 * p - k) // s + 1, (n_ + 2 * p_ - k_) // s_ + 1
         o, i = self.channels
         mask = rng.random((o, i, *kernel)) < self.density
         w = SparseWeight.from_dense(rng.integers(-4, 5, mask.shape).astype(self.dtype), Support.from_mask(mask))
-        inside = []
-        for shape, margin in (((i, *image), max(padding) + self.margins[0]), ((o, *outputs), self.margins[1])):
-            padded = Padded.empty((*shape, self.batch), self.dtype, margin)
-            padded.image[...] = rng.integers(-4, 5, padded.shape)
-            inside.append(Inset(padded.whole, (margin, margin)))
+        x = self._inset(rng, (i, *image), max(padding) + self.margins[0])
+        dy = self._inset(rng, (o, *outputs), self.margins[1])
         bias = rng.integers(-4, 5, o).astype(self.dtype)
-        return Convolution(w, *inside, Geometry(kernel, stride, padding, image, outputs), bias)
+        return Convolution(w, x, dy, Geometry(kernel, (s, s_), padding, image, outputs), bias)
+
+    def _inset(self, rng: np.random.Generator, shape: tuple[int, ...], margin: int) -> Inset:
+        padded = Padded.empty((*shape, self.batch), self.dtype, margin)
+        padded.image[...] = rng.integers(-4, 5, padded.shape)
+        return Inset(padded.whole, (margin, margin))
 
 
 def results(tier: ModuleType, c: Convolution) -> list[np.ndarray]:

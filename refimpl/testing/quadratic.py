@@ -56,9 +56,17 @@ class QuadraticModel:
         rng = generator(5, f"target/{name}")
         return rng.standard_normal(shape) * rng.choice([0.1, 1.0], shape)
 
-    def zero_states(self, batch: int, dtype: Any) -> list[Any]:
+    def begin(self, batch: int, dtype: Any) -> list[Any]:
         """Return no carried state."""
         return []
+
+    def next_epoch(self, carried: list[Any]) -> list[Any]:
+        """Return no carried state."""
+        return []
+
+    def evaluated(self, params: Params, carried: list[Any]) -> Params:
+        """Return the parameters alone."""
+        return params
 
     def loss(self, params: Params) -> float:
         """Return the loss without a disturbance."""

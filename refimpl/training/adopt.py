@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from refimpl.training.loop import Run
-from refimpl.weights import Params, ParamSpec, SparseWeight, Support, Weight, values_of
+from refimpl.weights import Params, SparseWeight, Support, Weight, values_of
 
 
 def begin_with(run: Run, params: Params) -> None:
@@ -19,7 +21,8 @@ def begin_with(run: Run, params: Params) -> None:
     run : Run
         At step 0; changed.
     params : dict of str to Weight
-        Under the model's names; not changed. Of a tied model the decoder's weight may be listed besides.
+        Under the model's names, its buffers among them; not changed. Of a tied model the decoder's weight may be listed
+        besides.
 
     Raises
     ------
@@ -29,29 +32,37 @@ def begin_with(run: Run, params: Params) -> None:
     given = dict(params)
     if run.config.model.tied and "decoder.weight" in given:
         _check_tie(given.pop("decoder.weight"), given.get("encoder.weight"))
-    specs = run.trainer.specs
+    specs, carried = run.trainer.specs, run.state.carried
+    fresh_buffers = carried if isinstance(carried, dict) else {}
     for name in given:
-        if name not in specs:
+        if name not in specs and name not in fresh_buffers:
             raise ValueError(f"the weights hold {name!r}, which the model does not have; {_ADVICE}")
     for name, spec in specs.items():
-        _check(given.get(name), spec, np.dtype(run.config.dtype))
+        _check(given.get(name), name, spec.shape, np.dtype(run.config.dtype))
+    for name, buffer in fresh_buffers.items():
+        _check(given.get(name), name, buffer.shape, buffer.dtype)
     run.state.best = run.task.evaluate(given, "valid")["loss"]
     fresh = run.state.params  # a method may train more than the model's parameters
     fitted = {name: _fit(given[name], weight) if name in given else weight for name, weight in fresh.items()}
     run.state.params = run.trainer.method.adopt(fitted)
+    if fresh_buffers:
+        run.state.carried = {name: np.array(values_of(given[name])) for name in fresh_buffers}
     run.trainer.fresh_slots()
 
 
 _ADVICE = "give the recipe that they belong to, with settings for sizes that differ"
 
 
-def _check(weight: Weight | None, spec: ParamSpec, dtype: np.dtype[np.floating]) -> None:
+def _check(weight: Weight | None, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
     if weight is None:
-        raise ValueError(f"the weights lack {spec.name!r}; {_ADVICE}")
-    if weight.shape != spec.shape:
-        raise ValueError(f"{spec.name!r} has shape {weight.shape} and the model's has {spec.shape}; {_ADVICE}")
-    if weight.dtype != dtype:
-        raise ValueError(f"{spec.name!r} is {weight.dtype} and the run is {dtype}; set dtype={weight.dtype}")
+        raise ValueError(f"the weights lack {name!r}; {_ADVICE}")
+    if weight.shape != shape:
+        raise ValueError(f"{name!r} has shape {weight.shape} and the model's has {shape}; {_ADVICE}")
+    if weight.dtype == dtype:
+        return
+    if dtype.kind != "f" or weight.dtype.kind != "f":
+        raise ValueError(f"{name!r} is {weight.dtype} and the model's is {dtype}; give a file in which it is that")
+    raise ValueError(f"{name!r} is {weight.dtype} and the run is {dtype}; set dtype={weight.dtype}")
 
 
 def _check_tie(decoder: Weight, encoder: Weight | None) -> None:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 
 from refimpl.methods import BaseMethod, Conventions, profile
 from refimpl.methods.conventions import require_sparse
-from refimpl.models.classifier import Network
 from refimpl.models.language_model import LanguageModel
-from refimpl.models.mlp import MLP
 from refimpl.optim import (
     SGD,
     Constant,
@@ -25,6 +22,7 @@ from refimpl.optim import (
 )
 from refimpl.training.build_method import Plan, build_method
 from refimpl.training.config import Config
+from refimpl.training.sections import Optimizer as Options
 
 AnyOptimizer = Optimizer | LeakingASGD
 LearningRate = Callable[[int, int], float]
@@ -35,11 +33,6 @@ def make_language_model(config: Config, vocabulary: int) -> LanguageModel:
     """Return the language model of a configuration."""
     known = {f.name for f in dataclasses.fields(LanguageModel)}
     return LanguageModel(vocabulary, **{name: v for name, v in vars(config.model).items() if name in known})
-
-
-def make_network(config: Config, shape: tuple[int, ...], classes: int) -> Network:
-    """Return the network of a configuration that classifies, for inputs of a shape (channels, height, width)."""
-    return MLP((math.prod(shape), *config.model.sizes, classes))
 
 
 def make_conventions(config: Config) -> Conventions:
@@ -98,22 +91,49 @@ def make_optimizers(config: Config) -> tuple[AnyOptimizer, AnyOptimizer | None]:
 
 
 def make_learning_rate(config: Config, steps_per_epoch: int, total_steps: int) -> LearningRate:
-    """Return the learning rate as a function of the steps and epochs done."""
+    """Return the learning rate as a function of the steps and epochs done.
+
+    Raises
+    ------
+    ValueError
+        If a warm-up by epochs leaves none of the run for the cosine.
+    """
     options = config.optimizer
     warmup = options.warmup
+    by_epoch = _by_epoch(options, -(-max(total_steps, 1) // steps_per_epoch))
+    if by_epoch is not None:
+        rate = by_epoch
+        return lambda step, epoch: rate(epoch) * (min(1.0, (step + 1) / warmup) if warmup else 1.0)
     by_step: Schedule
     match options.schedule:
-        case "epoch-decay":
-            by_epoch = EpochDecay(options.lr, options.decay, options.decay_start)
-            return lambda step, epoch: by_epoch(epoch) * (min(1.0, (step + 1) / warmup) if warmup else 1.0)
         case "step-decay":
             by_step = StepDecay(
                 options.lr, options.decay, tuple(range(options.decay_steps, total_steps, options.decay_steps))
             )
         case "cosine":
-            by_step = Cosine(options.lr, options.lr_min, max(total_steps, 1))
-        case "constant":
+            by_step = Cosine(options.lr, options.lr_min, max(total_steps - warmup, 1))
+        case _:
             by_step = Constant(options.lr)
     if warmup:
         by_step = LinearWarmup(warmup, by_step)
     return lambda step, epoch: by_step(step)
+
+
+def _by_epoch(options: Options, epochs: int) -> Schedule | None:
+    """Return a schedule that is called with the epochs done; None for one that goes by steps."""
+    match options.schedule:
+        case "epoch-decay":
+            return EpochDecay(options.lr, options.decay, options.decay_start)
+        case "milestones":
+            given = options.milestones
+            return StepDecay(options.lr, options.decay, (epochs // 2, 3 * epochs // 4) if given == "auto" else given)
+        case "epoch-cosine":
+            rising = options.warmup_epochs
+            if rising >= epochs:
+                raise ValueError(
+                    f"optimizer.warmup_epochs is {rising} and epochs of the run are {epochs}; give fewer to the "
+                    "warm-up, so that the cosine has room"
+                )
+            return LinearWarmup(rising, Cosine(options.lr, options.lr_min, epochs - rising), full="last")
+        case _:
+            return None

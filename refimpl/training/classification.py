@@ -15,7 +15,7 @@ import numpy as np
 from refimpl.datasets import ImageBatches, Images
 from refimpl.models.classifier import Classifier, Network
 from refimpl.rng import generator
-from refimpl.training.build import make_network
+from refimpl.training.build_network import make_network
 from refimpl.training.config import Config
 from refimpl.training.probe import divided
 from refimpl.training.task import PartName
@@ -61,6 +61,7 @@ class ClassificationTask:
             made = ImageBatches(
                 self.images, self.images.train, order, self.config.training.batch_size, np.dtype(self.config.dtype),
                 partial(_augmenter, self.config.seed, first) if self.config.data.augment else None,
+                self.config.data.flip,
             )  # fmt: skip
             self._epoch = epoch, made
         return self._epoch[1]
@@ -76,6 +77,9 @@ class ClassificationTask:
 
     def evaluate(self, params: Params, part: PartName) -> dict[str, float]:
         """Return the mean loss, and the fraction of the images whose class has the highest score.
+
+        The parameters are those that `refimpl.models.base.Model.evaluated` returns, with the buffers. The loss is the
+        plain cross-entropy, whatever label smoothing the run is trained with.
 
         Of equal scores the class with the lowest number counts as the highest. The loss is summed in float64.
         """
@@ -138,7 +142,8 @@ class ClassifierProbe:
             for name in self.model.network.output:
                 seen[name] = divided(params[name], temperature)
         dtype = values_of(next(iter(params.values()))).dtype
-        loss, grads, _ = self.model.loss_and_grads(seen, self.inputs.astype(dtype, copy=False), self.labels, [])
+        inputs, buffers = self.inputs.astype(dtype, copy=False), self.model.begin(self.samples, dtype)
+        loss, grads, _ = self.model.loss_and_grads(seen, inputs, self.labels, buffers)
         if temperature != 1:
             weight, bias = self.model.network.output
             promise = grads[weight]

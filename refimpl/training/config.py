@@ -16,13 +16,12 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from refimpl.training.checks import Interval, accepts_text, checked, nearest, shown
 from refimpl.training.method_section import STARTS_DENSE, Method
-from refimpl.training.sections import Data, Model, Optimizer, Section, Training, annotations_of
+from refimpl.training.model_section import MODELS, Model
+from refimpl.training.sections import Data, Optimizer, Section, Training, annotations_of
 
 SECTIONS: dict[str, type[Section]] = {cls.table: cls for cls in (Data, Model, Method, Optimizer, Training)}
 FREE_TO_CHANGE = frozenset({"data.corpus", "training.checkpoint_every", "training.keep", "training.threads"})
 """Settings that a resumed run may change: its numbers stay the same (a corpus is known by its sha256)."""
-MODELS: dict[str, tuple[str, ...]] = {"language-model": ("lstm",), "classification": ("mlp",)}
-"""Which models learn which task."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +77,11 @@ class Config:
             )
         if self.data.augment and self.task != "classification":
             raise ValueError(f"data.augment is true and task is {self.task!r}; set it to false, it is for images")
+        if self.training.label_smoothing and self.task != "classification":
+            raise ValueError(
+                f"training.label_smoothing is {self.training.label_smoothing} and task is {self.task!r}; set it to 0, "
+                "it is for images"
+            )
 
     @classmethod
     def from_dict(cls, tables: Mapping[str, Any]) -> Config:

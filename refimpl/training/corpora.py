@@ -7,6 +7,7 @@ from typing import Any
 
 from refimpl.datasets import CATALOGUE, Corpus, Images, load_default_corpus, load_image_folder, load_text_folder
 from refimpl.datasets.image_files import find_layouts
+from refimpl.datasets.sizes import IMAGE_SIZES
 from refimpl.datasets.text import TEXT_FILES
 from refimpl.training.config import Config
 from refimpl.training.run_folder import RunFolder
@@ -31,6 +32,12 @@ def open_corpus(config: Config) -> Data:
             "--data, such as the one that `refimpl fetch fashion-mnist` makes"
         )
     path = Path(name)
+    known = None if text else IMAGE_SIZES.get(path.name)
+    if known is not None and not known.readable:
+        raise ValueError(
+            f"data.corpus is {name!r}, and there is no reader of that data set's files: `refimpl flops` counts such a "
+            f"run without them, and --data DIR trains it on a folder of images that can be read"
+        )
     if not path.exists() and path.name in CATALOGUE:
         raise FileNotFoundError(
             f"there is no folder {str(path)!r}; `refimpl fetch {path.name} --out {path}` downloads "

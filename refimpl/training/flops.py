@@ -2,7 +2,8 @@ r"""Floating-point operations that a run executes, by named terms.
 
 A linear map on one column costs 2|A| operations forward, 2|A| for the input gradient and 2|B| for the weight gradient,
 where A is the set of entries in use and B the set whose gradient is computed (a multiplication and an addition count as
-two). With :math:`c_l` columns for each sample, n samples in a batch, and L the tensors whose input has a gradient,
+two). With :math:`c_l` columns for each sample, of a convolution the positions of its output, n samples in a batch, and
+L the tensors whose input has a gradient,
 
 .. math::
     \text{forward} = n \sum_l 2 c_l |A_l|, \qquad
@@ -13,7 +14,8 @@ and, where a step needs the gradient outside B, :math:`n \sum_l 2 c_l (N_l - |B_
 under the name of the reason. A gradient that is needed for several reasons counts once, for the first of them. Biases,
 nonlinearities, normalisation, optimizer and the choice of what to drop are not counted, as usual in this literature.
 
-What papers publish is counted otherwise: :mod:`refimpl.training.published`.
+What papers publish is counted otherwise: :mod:`refimpl.training.published`, and, of convolutional networks,
+:mod:`refimpl.training.countings`.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ import numpy as np
 
 from refimpl.kernels import threads
 from refimpl.optim import triggered
-from refimpl.training import checkpoint, flops
+from refimpl.training import checkpoint, flops, twin
 from refimpl.training.build import make_learning_rate, make_method, make_optimizers
 from refimpl.training.config import Config
 from refimpl.training.corpora import open_corpus
@@ -27,7 +27,7 @@ from refimpl.training.run_folder import RunFolder
 from refimpl.training.state import State, pack, unpack
 from refimpl.training.task import Batch, Data, make_task
 from refimpl.training.trainer import NonFiniteLossError, StepResult, Trainer
-from refimpl.weights import Exchange, SparseWeight, density_of
+from refimpl.weights import Exchange, Params, SparseWeight, density_of
 
 log = logging.getLogger(__name__)
 
@@ -181,20 +181,19 @@ class Run:
         observer.stepped(self, result)
 
     def _end_epoch(self, observer: Observer) -> None:
-        trainer, state, options = self.trainer, self.state, self.config.optimizer
+        trainer, state = self.trainer, self.state
         evaluated = trainer.evaluated()
         scores = self.task.evaluate(evaluated, "valid")
         loss = scores["loss"]
         # A model that is still denser than was asked for is kept only until the next one.
         if loss < state.best or not state.settled:
             state.best = loss
-            self._save_best(evaluated, loss)
+            self._save_best(checkpoint.pack_params(evaluated, {}), loss, state.epoch + 1)
+        if trainer.method.dense_twin(state.step) and loss < state.best_dense:
+            state.best_dense = loss
+            self._save_best_dense(evaluated, scores)
         state.settled = trainer.method.settled(state.step)
-        fires = (
-            not state.averaging
-            and trainer.averaging_optimizer is not None
-            and triggered(state.history, loss, options.nonmono)
-        )
+        fires = self.fires(loss)
         record = {
             "kind": "epoch",
             "epoch": state.epoch + 1,
@@ -213,15 +212,25 @@ class Run:
             },
             "gate_density": self.gate_densities(),
         }
-        if fires:
-            trainer.start_averaging()
-        elif not state.averaging:
-            state.history.append(loss)
-        exchanges = trainer.end_epoch(triggered=fires)
+        exchanges = self.next_epoch(loss, fires=fires)
         record["exchanged"] = exchange_counts(exchanges)
         speed = {f"{self.task.unit}_per_second": self.samples / max(self.seconds, 1e-9)}
         self._record({**record, "seconds": self.seconds, **speed})
         observer.evaluated(self, record)
+
+    def fires(self, loss: float) -> bool:
+        """Tell whether averaging is to begin after an epoch that ended with this validation loss."""
+        if self.state.averaging or self.trainer.averaging_optimizer is None:
+            return False
+        return triggered(self.state.history, loss, self.config.optimizer.nonmono)
+
+    def next_epoch(self, loss: float, *, fires: bool) -> dict[str, Exchange]:
+        """Begin averaging if it is to, exchange, and begin the next epoch, after one with this validation loss."""
+        if fires:
+            self.trainer.start_averaging()
+        elif not self.state.averaging:
+            self.state.history.append(loss)
+        return self.trainer.end_epoch(triggered=fires)
 
     def gate_densities(self) -> dict[str, dict[str, float]]:
         """Return the density of each named block of rows (the gates) of each sparse weight."""
@@ -254,13 +263,19 @@ class Run:
             self.folder.save(self.state.step, arrays, {**meta, "metrics_length": self._metrics.length})
             self._saved_step = self.state.step
 
-    def _save_best(self, evaluated: dict[str, Any], loss: float) -> None:
+    def save_as_it_is(self, best: dict[str, np.ndarray], loss: float) -> None:
+        """Save the state of a run that begins with one from elsewhere, and the arrays of its best model for now."""
+        self._save_best(best, loss, self.state.epoch)
+        self._save()
+
+    def _save_best(self, best: dict[str, np.ndarray], loss: float, epoch: int) -> None:
         if self.folder is not None:
-            self.folder.save_best(
-                self.state.step,
-                checkpoint.pack_params(evaluated, {}),
-                {"valid_loss": loss, "epoch": self.state.epoch + 1},
-            )
+            self.folder.save_best(self.state.step, best, {"valid_loss": loss, "epoch": epoch})
+
+    def _save_best_dense(self, evaluated: Params, scores: dict[str, float]) -> None:
+        if self.folder is not None:
+            arrays, meta = twin.pack(self.state, self.trainer.method, evaluated)
+            self.folder.save_best_dense(self.state.step, arrays, {**meta, "valid": scores})
 
     def _save_not_finite(self) -> str:
         if self.folder is None:

@@ -24,6 +24,14 @@ class Sizes(NamedTuple):
     graded: dict[str, int]
 
 
+class Visit(NamedTuple):
+    """Training steps of one kind: their sizes, whether they exchanged by dense gradients, and on how many samples."""
+
+    sizes: Sizes
+    exchange: bool
+    samples: int
+
+
 SizesAt = Callable[[int], Sizes]
 """Returns the sizes of the sets that the method made after a training step, 0 for those that it begins with."""
 

@@ -12,9 +12,10 @@ import numpy as np
 
 from refimpl.kernels import threads
 from refimpl.methods import BaseMethod, Dense
-from refimpl.training import checkpoint, flop_account, flops
+from refimpl.training import checkpoint, flop_account, flops, twin
 from refimpl.training.config import Config
 from refimpl.training.loop import Run
+from refimpl.training.run_folder import RunFolder
 from refimpl.training.state import State
 from refimpl.training.task import Data, Scores, Task, make_task
 from refimpl.training.trainer import Trainer
@@ -55,6 +56,31 @@ class TensorReport:
 
 
 @dataclass(frozen=True)
+class TwinReport:
+    """The dense twin of a run's sparse model.
+
+    Attributes
+    ----------
+    step, epoch : int
+        When it was there: training steps and epochs done.
+    scores : Scores
+    nnz, size : int
+        Entries of prunable weights that it stores, and all of them.
+    """
+
+    step: int
+    epoch: int
+    scores: Scores
+    nnz: int
+    size: int
+
+    @property
+    def density(self) -> float:
+        """Fraction of the entries of prunable weights that are stored."""
+        return self.nnz / self.size
+
+
+@dataclass(frozen=True)
 class Report:
     """The end of a run.
 
@@ -86,6 +112,10 @@ class Report:
     step_seconds : dict of str to float
         Median time of a training step of this model, by ``"sparse"`` and ``"dense"``; the second alone for dense
         training.
+    twin : TwinReport or None
+        The dense model that the run leaves beside the sparse one, if it does.
+    origin : dict or None
+        Of a run that began with the dense twin of another: that run, and the step and epoch of the twin.
     """
 
     method: str
@@ -102,6 +132,8 @@ class Report:
     flops_inference: float
     flops_terms: dict[str, float]
     step_seconds: dict[str, float]
+    twin: TwinReport | None = None
+    origin: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return nested dictionaries that JSON can hold."""
@@ -142,6 +174,24 @@ def report(run: Run, *, repeats: int = REPEATS) -> Report:
         flops_inference=flops.forward(specs, used) / flops.forward(specs, dense),
         flops_terms=dict(run.state.flops["executed"]),
         step_seconds=step_seconds(run, repeats) if repeats else {},
+        twin=None if run.folder is None else twin_report(run.folder, run.task, run.config.training.threads),
+        origin=None if run.folder is None else run.folder.facts.get("origin"),
+    )
+
+
+def twin_report(folder: RunFolder, task: Task, count: int = 0) -> TwinReport | None:
+    """Return what the dense twin in a run's folder is worth; None if it holds none."""
+    if not folder.best_dense_path.is_file():
+        return None
+    found = folder.best_dense()
+    params = twin.params_of(found)
+    tensors = tensor_reports(task.model.specs(), params).values()
+    return TwinReport(
+        step=found.meta["step"],
+        epoch=found.meta["epoch"],
+        scores=scores_of(task, params, count),
+        nnz=sum(t.nnz for t in tensors),
+        size=sum(t.size for t in tensors),
     )
 
 
@@ -231,7 +281,7 @@ class _Frozen(BaseMethod):
 def _rival(run: Run, method: BaseMethod, params: Params) -> Trainer:
     """Return a trainer that takes the same steps on other parameters, and moves nothing: its learning rate is 0."""
     trainer, config = run.trainer, run.config
-    carried = trainer.model.zero_states(config.training.batch_size, np.dtype(config.dtype))
+    carried = trainer.model.begin(config.training.batch_size, np.dtype(config.dtype))
     state = State(params, {}, carried)
     rival = Trainer(
         trainer.model, method, trainer.optimizer, lambda step, epoch: 0.0, state, clip=trainer.clip, seed=trainer.seed
@@ -252,11 +302,21 @@ def _dense(weight: Weight) -> np.ndarray:
 
 
 def _score_lines(r: Report) -> list[str]:
-    valid, test = (shown(r.measure, scores[r.measure]) for scores in (r.scores.valid, r.scores.test))
-    return [
-        f"validation {r.measure} {valid}, test {r.measure} {test} "
+    lines = [
+        f"{_scores(r.measure, r.scores)} "
         f"(best checkpoint; {r.method}, {r.steps:,} of {r.total_steps:,} steps, {r.samples:,} {r.unit})"
     ]
+    if r.twin is not None:
+        of = f"its dense twin, of epoch {r.twin.epoch}, density {r.twin.density:g}"
+        lines.append(f"{_scores(r.measure, r.twin.scores)} ({of})")
+    if r.origin is not None:
+        lines.append(f"trained on from the dense twin of {r.origin['run']}, of epoch {r.origin['epoch']}")
+    return lines
+
+
+def _scores(measure: str, scores: Scores) -> str:
+    valid, test = (shown(measure, part[measure]) for part in (scores.valid, scores.test))
+    return f"validation {measure} {valid}, test {measure} {test}"
 
 
 def _tensor_lines(r: Report) -> list[str]:

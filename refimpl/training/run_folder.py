@@ -5,7 +5,8 @@
     config.json                     configuration as resolved, environment, data; written once
     metrics.jsonl                   one record a line
     checkpoints/step-00001328.npz   the newest ones
-    checkpoints/best.npz            the one with the best validation loss
+    checkpoints/best.npz            the model with the best validation loss
+    checkpoints/best-dense.npz      of a method with dense phases: the best state at the end of an epoch of one
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ class RunFolder:
     config : Config
         The configuration that the run was started with.
     facts : dict
-        The rest of ``config.json``: ``"created"``, ``"environment"`` and ``"data"``.
+        The rest of ``config.json``: ``"created"``, ``"environment"`` and ``"data"``; and ``"origin"`` if the run began
+        with another's state.
     """
 
     def __init__(self, path: Path, config: Config, facts: dict[str, Any], lock: FolderLock | None) -> None:
@@ -76,7 +78,9 @@ class RunFolder:
             raise ValueError(f"{str(path)!r} holds other files and no run; give a new or empty folder")
 
     @classmethod
-    def create(cls, path: str | Path, config: Config, data: Mapping[str, Any]) -> RunFolder:
+    def create(
+        cls, path: str | Path, config: Config, data: Mapping[str, Any], origin: Mapping[str, Any] | None = None
+    ) -> RunFolder:
         """Start a run in a new or empty folder, and lock it.
 
         Parameters
@@ -87,6 +91,8 @@ class RunFolder:
             The configuration as resolved.
         data : mapping
             What identifies the data: ``"name"``, ``"sha256"``, ``"vocabulary_size"``, …; what JSON can hold.
+        origin : mapping, optional
+            Which other run's state this one begins with.
 
         Raises
         ------
@@ -101,6 +107,7 @@ class RunFolder:
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "environment": environment(),
             "data": dict(data),
+            **({} if origin is None else {"origin": dict(origin)}),
         }
         text = json.dumps({"config": config.to_dict(), **facts}, indent=2) + "\n"
         path.mkdir(parents=True, exist_ok=True)
@@ -165,6 +172,11 @@ class RunFolder:
         """Path of the checkpoint with the best validation loss."""
         return self.checkpoints_path / "best.npz"
 
+    @property
+    def best_dense_path(self) -> Path:
+        """Path of the state with the best validation loss at the end of an epoch of a dense phase."""
+        return self.checkpoints_path / "best-dense.npz"
+
     def checkpoints(self) -> list[Path]:
         """Return the paths of the numbered checkpoints, the newest last."""
         found = ((_step(path), path) for path in self.checkpoints_path.glob("step-*.npz"))
@@ -207,6 +219,10 @@ class RunFolder:
         the same best again.
         """
         return self._write(self.best_path.name, step, arrays, meta)
+
+    def save_best_dense(self, step: int, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> Path:
+        """Write the dense state with the best validation loss so far, a whole one; as `save_best`."""
+        return self._write(self.best_dense_path.name, step, arrays, meta)
 
     def _write(self, name: str, step: int, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> Path:
         if self._lock is None:
@@ -256,9 +272,30 @@ class RunFolder:
         """
         if not self.best_path.is_file():
             raise FileNotFoundError(f"{str(self.path)!r} has no best checkpoint yet; let it end an epoch")
-        arrays, meta = checkpoint.load(self.best_path)
-        self._check_config(self.best_path, meta)
-        return Checkpoint(self.best_path, arrays, meta)
+        return self._read(self.best_path)
+
+    def best_dense(self) -> Checkpoint:
+        """Read the best dense state; see `refimpl.training.twin`.
+
+        Raises
+        ------
+        FileNotFoundError
+            If the run has none.
+        ValueError
+            If it is damaged, or belongs to another configuration.
+        """
+        if not self.best_dense_path.is_file():
+            method = self.config.method.name
+            raise FileNotFoundError(
+                f"{str(self.path)!r} has no dense twin; give a run of acdc that has ended an epoch, this one is of "
+                f"{method}"
+            )
+        return self._read(self.best_dense_path)
+
+    def _read(self, path: Path) -> Checkpoint:
+        arrays, meta = checkpoint.load(path)
+        self._check_config(path, meta)
+        return Checkpoint(path, arrays, meta)
 
     def check_data(self, sha256: str) -> None:
         """Check that a corpus is the one that the run was started with.

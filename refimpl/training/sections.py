@@ -9,6 +9,7 @@ from functools import cache
 from typing import Annotated, Any, ClassVar, Literal, cast, get_type_hints
 
 from refimpl.training.checks import (
+    Auto,
     Count,
     CountOrZero,
     Fraction,
@@ -17,6 +18,7 @@ from refimpl.training.checks import (
     Positive,
     ProperFraction,
     checked,
+    shown,
 )
 
 
@@ -62,7 +64,9 @@ class Data(Section):
         A classifier: fraction of the training images, the last ones, that are for validation alone. A text has a file
         for that.
     augment : bool
-        A classifier: crop and mirror the training images at random. Mirrored digits are no digits.
+        A classifier: move the training images at random by a few pixels, and mirror half of them.
+    flip : bool
+        Whether ``augment`` mirrors; false for images that mean something else in a mirror, such as digits.
     """
 
     table: ClassVar[str] = "data"
@@ -70,6 +74,7 @@ class Data(Section):
     eval_batch_size: Count = 10
     valid_fraction: Annotated[float, Interval(0, 1, "()")] = 0.1
     augment: bool = False
+    flip: bool = True
 
     def __post_init__(self) -> None:
         given: Any = self.corpus
@@ -83,68 +88,6 @@ class Data(Section):
         """An empty path would be the current folder, which nobody means."""
         if not self.corpus:
             raise ValueError("data.corpus is ''; give 'default' or the path of a folder with the data")
-
-
-@dataclass(frozen=True)
-class Model(Section):
-    """Table ``[model]``: the network.
-
-    Each option belongs to one kind of network; one of another kind keeps its default.
-
-    Attributes
-    ----------
-    name : {"lstm", "mlp"}
-        Stacked LSTM language model: embedding, LSTM layers, decoder. Multilayer perceptron: linear maps with
-        rectifiers between them, for the task ``"classification"``.
-    sizes : list of int
-        MLP: units of each hidden layer. The data say how many inputs and classes there are.
-    embedding_size, hidden_size, layers : int
-        Width of the embedding, units of each LSTM layer, number of LSTM layers.
-    tied : bool
-        Use the embedding as the decoder; the two sizes must then be equal.
-    dropout_embedding : float
-        Probability that a *word* is dropped from the embedding for a whole window.
-    dropout_input, dropout_hidden, dropout_output : float
-        Probability that a feature is dropped after the embedding, between LSTM layers, and before the
-        decoder.
-    weight_drop : float
-        Probability that an entry of a recurrent weight is dropped for a whole window.
-    dropout_kind : {"plain", "locked"}
-        Draw a new mask for every time step, or one for the whole window.
-    init_scale : float
-        Embedding and decoder start uniform in ±``init_scale``; LSTM weights uniform in ±1/√``hidden_size``.
-    """
-
-    table: ClassVar[str] = "model"
-    name: Literal["lstm", "mlp"] = "lstm"
-    sizes: tuple[Count, ...] = (300, 100)
-    embedding_size: Count = 200
-    hidden_size: Count = 200
-    layers: Count = 2
-    tied: bool = False
-    dropout_embedding: ProperFraction = 0.0
-    dropout_input: ProperFraction = 0.0
-    dropout_hidden: ProperFraction = 0.0
-    dropout_output: ProperFraction = 0.0
-    weight_drop: ProperFraction = 0.0
-    dropout_kind: Literal["plain", "locked"] = "plain"
-    init_scale: Positive = 0.1
-
-    def check(self) -> None:
-        """A tied decoder is the embedding, so its columns are the hidden units; no network takes another's options."""
-        of_mlp = ("sizes",)
-        for option in fields(self):
-            stranger = option.name != "name" and (option.name in of_mlp) != (self.name == "mlp")
-            if stranger and getattr(self, option.name) != option.default:
-                raise ValueError(
-                    f"model.{option.name} is given and model.name is {self.name!r}, which has no such option; leave it "
-                    f"out, or choose another model"
-                )
-        if self.tied and self.embedding_size != self.hidden_size:
-            raise ValueError(
-                f"model.tied is true but model.embedding_size is {self.embedding_size} and model.hidden_size "
-                f"is {self.hidden_size}; give both the same size or set model.tied to false"
-            )
 
 
 @dataclass(frozen=True)
@@ -174,19 +117,25 @@ class Optimizer(Section):
         implementations do (this takes dense memory), or drop them with their entries.
     clip : float
         Largest norm of the gradient over all parameters together; 0 does not clip.
-    schedule : {"constant", "epoch-decay", "step-decay", "cosine"}
-        The learning rate over time.
+    schedule : {"constant", "epoch-decay", "step-decay", "milestones", "cosine", "epoch-cosine"}
+        The learning rate over time. The cosines fall over the whole run, in each step or from epoch to epoch.
     decay : float
-        Factor of a decay: each epoch after ``decay_start`` (``"epoch-decay"``), or every ``decay_steps``
-        steps (``"step-decay"``).
+        Factor of a decay: each epoch after ``decay_start`` (``"epoch-decay"``), every ``decay_steps`` steps
+        (``"step-decay"``), or at each of ``milestones``.
     decay_start : int
         Epochs at the full learning rate.
     decay_steps : int
         Steps between two decays.
+    milestones : list of int, or "auto"
+        Epochs that are done when the decay of ``"milestones"`` is applied; ``"auto"`` is one half and three quarters of
+        the run.
     lr_min : float
         Where the cosine ends.
     warmup : int
         Steps over which the learning rate first rises linearly; 0 for none.
+    warmup_epochs : int
+        For ``"epoch-cosine"``: epochs over which the learning rate first rises linearly, the last of them at the full
+        rate, before the cosine begins.
     """
 
     table: ClassVar[str] = "optimizer"
@@ -204,22 +153,30 @@ class Optimizer(Section):
     nonmono: CountOrZero = 5
     leak: bool = False
     clip: NonNegative = 0.0
-    schedule: Literal["constant", "epoch-decay", "step-decay", "cosine"] = "constant"
+    schedule: Literal["constant", "epoch-decay", "step-decay", "milestones", "cosine", "epoch-cosine"] = "constant"
     decay: Annotated[float, Interval(0, 1, "(]")] = 0.5
     decay_start: CountOrZero = 0
     decay_steps: Count = 1000
+    milestones: tuple[Count, ...] | Auto = "auto"
     lr_min: NonNegative = 0.0
     warmup: CountOrZero = 0
+    warmup_epochs: CountOrZero = 0
 
     def check(self) -> None:
-        """Nesterov's step is defined for a momentum that is not damped."""
+        """Nesterov's step is defined for a momentum that is not damped, and an option of a schedule needs it."""
         if self.nesterov and (self.momentum == 0 or self.dampening != 0):
             raise ValueError(
                 f"optimizer.nesterov is true with momentum {self.momentum} and dampening {self.dampening}; "
                 f"give a momentum above 0 and dampening 0, or set nesterov to false"
             )
-        if self.schedule == "cosine" and self.lr_min > self.lr:
+        if self.schedule in ("cosine", "epoch-cosine") and self.lr_min > self.lr:
             raise ValueError(f"optimizer.lr_min is {self.lr_min}, above optimizer.lr, which is {self.lr}; give less")
+        for option, schedule in (("warmup_epochs", "epoch-cosine"), ("milestones", "milestones")):
+            if getattr(self, option) not in (0, "auto") and self.schedule != schedule:
+                raise ValueError(
+                    f"optimizer.{option} is {shown(getattr(self, option))} and optimizer.schedule is "
+                    f"{self.schedule!r}, which does not read it; give schedule={schedule}, or leave it out"
+                )
 
 
 @dataclass(frozen=True)
@@ -234,6 +191,9 @@ class Training(Section):
         Columns of a text, or images in a batch.
     bptt : int
         A language model: time steps through which the gradient flows back.
+    label_smoothing : float in [0, 1]
+        A classifier: share of the target that is spread over all classes. Validation and test losses are the plain
+        ones.
     checkpoint_every : int
         Optimizer steps between two checkpoints; 0 writes them at the end of each epoch only.
     keep : int
@@ -248,6 +208,7 @@ class Training(Section):
     epochs: Count = 3
     batch_size: Count = 20
     bptt: Count = 35
+    label_smoothing: Fraction = 0.0
     checkpoint_every: CountOrZero = 0
     keep: Count = 2
     threads: CountOrZero = 0

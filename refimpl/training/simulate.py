@@ -10,43 +10,24 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from refimpl.methods.base import BaseMethod
+from refimpl.methods.phases import Phase, Phases
 from refimpl.models.base import Model
 from refimpl.training import flop_account, flops, planned_sizes
-from refimpl.training.build import make_language_model, make_method
+from refimpl.training.build import make_method
 from refimpl.training.config import Config
-from refimpl.training.corpora import open_corpus
 from refimpl.training.flop_account import FlopAccount, StepCounter
-from refimpl.training.planned_sizes import Sizes
+from refimpl.training.planned_sizes import Sizes, Visit
 from refimpl.training.published import Formula, formula_of
-from refimpl.training.task import Data, make_task
+from refimpl.training.task import Data
+from refimpl.training.workload import Workload, workload_of
 from refimpl.weights import Params, SparseWeight, Support, values_of
 from refimpl.weights.gradient import BLOCK_ENTRIES
-
-
-@dataclass(frozen=True)
-class Workload:
-    """What is trained on, as far as operations depend on it.
-
-    Attributes
-    ----------
-    samples : tuple of int
-        Tokens or images of each step of an epoch.
-    steps : int
-        Of the whole run.
-    clips : bool
-        Whether gradients are clipped.
-    """
-
-    samples: tuple[int, ...]
-    steps: int
-    clips: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,6 +46,12 @@ class Forecast:
         One for each epoch; the passes before training are in the first.
     notes : list of str
         What could not be known.
+    others : dict of str to ParamSpec
+        The parameters that are no linear maps: biases, and what belongs to normalisation.
+    visits : list of Visit
+        The sizes that the steps used, and on how many samples; equal steps of an epoch are one.
+    phases : tuple of Phase
+        Of a method that alternates, in order.
     """
 
     formula: Formula
@@ -73,6 +60,9 @@ class Forecast:
     last: Sizes
     epochs: list[FlopAccount]
     notes: list[str]
+    others: flops.Specs = field(default_factory=dict)
+    visits: list[Visit] = field(default_factory=list)
+    phases: tuple[Phase, ...] = ()
 
     @property
     def total(self) -> FlopAccount:
@@ -108,7 +98,15 @@ def planned(
     seed, dtype
         Of the initial weights, where they are needed.
     """
-    specs = {name: spec for name, spec in model.specs().items() if spec.kind not in ("bias", "norm")}
+    every = model.specs()
+    specs = {name: every[name] for name in flops.multiplied(every)}
+    found = _planned(model, method, workload, specs, seed, dtype)
+    return replace(found, others={name: spec for name, spec in every.items() if name not in specs})
+
+
+def _planned(
+    model: Model, method: BaseMethod, workload: Workload, specs: flops.Specs, seed: int, dtype: Any
+) -> Forecast:
     known = _Known.of(model, method, specs)
     if known is not None:
         return _walk(method, known, workload, specs)
@@ -126,6 +124,7 @@ def _walk(method: BaseMethod, sizes: _Known | _Walked, workload: Workload, specs
     formula, first = formula_of(method), sizes.now()
     counter = StepCounter(formula, specs)
     epochs: list[FlopAccount] = []
+    visits: list[Visit] = []
     for steps in _epochs(workload):
         batches = _Batches(Counter())
         account = flop_account.new_account()
@@ -134,15 +133,13 @@ def _walk(method: BaseMethod, sizes: _Known | _Walked, workload: Workload, specs
         for number, samples in steps:
             if batches.add(method, number, sizes, samples, workload.clips):
                 sizes.exchange(number)
-        batches.enter(account, counter)
+        visits += batches.enter(account, counter)
         epochs.append(account)
         if method.exchange_due(step=number, epoch_end=True):
             sizes.exchange(number)
-    return Forecast(formula, specs, first, sizes.now(), epochs, _notes(method))
-
-
-ASSUMED_TOKENS = 1_000_000
-"""Length of a training text of which only the vocabulary is known."""
+    phases = getattr(method, "phases", None)
+    found = phases.within(len(epochs)) if isinstance(phases, Phases) else []
+    return Forecast(formula, specs, first, sizes.now(), epochs, _notes(method), visits=visits, phases=tuple(found))
 
 
 def planned_run(
@@ -154,7 +151,8 @@ def planned_run(
     ----------
     config : Config
     data : Corpus or Images, optional
-        By default those that the configuration names, unless a vocabulary is given.
+        By default those that the configuration names, unless a vocabulary is given. Of a published data set the size is
+        known without them.
     vocabulary, tokens : int, optional
         In place of a text: how many words it has, and how long its training part is.
 
@@ -163,42 +161,12 @@ def planned_run(
     ValueError, FileNotFoundError
         If the data are not there or too short, or the configuration's method does not fit the model.
     """
-    notes = []
-    if vocabulary is None:
-        task = make_task(config, open_corpus(config) if data is None else data)
-        model, ends = task.model, [task.samples(step) for step in range(task.steps_per_epoch + 1)]
-    else:
-        model, ends = _imagined(config, vocabulary, ASSUMED_TOKENS if tokens is None else tokens)
-        if tokens is None:
-            notes.append(f"the training text is taken to have {ASSUMED_TOKENS:,} tokens; --tokens N says how many")
-    options = config.training
-    whole = options.epochs * (len(ends) - 1)
-    steps = min(whole, options.max_steps) if options.max_steps else whole
-    samples = tuple(stop - start for start, stop in pairwise(ends))
-    found = planned(
-        model,
-        make_method(config, steps, len(samples)),
-        Workload(samples, steps, clips=config.optimizer.clip > 0),
-        seed=config.seed,
-        dtype=np.dtype(config.dtype),
-    )
+    model, work, notes = workload_of(config, data, vocabulary=vocabulary, tokens=tokens)
+    method = make_method(config, work.steps, len(work.samples))
+    found = planned(model, method, work, seed=config.seed, dtype=np.dtype(config.dtype))
     if config.optimizer.name == "nt-asgd" and config.optimizer.leak:
         notes.append("when averaging starts is not known beforehand, and the averages that leak are not counted")
     return replace(found, notes=[*notes, *found.notes])
-
-
-def _imagined(config: Config, vocabulary: int, tokens: int) -> tuple[Model, list[int]]:
-    """Return the model for a text that is not at hand, and how many tokens are read after each step of an epoch."""
-    if config.task != "language-model":
-        raise ValueError(f"a vocabulary is given and task is {config.task!r}, which has none; give the data instead")
-    if vocabulary < 1:
-        raise ValueError(f"the vocabulary is {vocabulary}; give a number of words, at least 1")
-    batch, bptt = config.training.batch_size, config.training.bptt
-    rows = tokens // batch - 1  # the first predicts, and is not predicted
-    if rows < 1:
-        raise ValueError(f"a text of {tokens} tokens is too short for {batch} columns; give at least {2 * batch}")
-    ends = [min(row, rows) * batch for row in range(0, rows + bptt, bptt)]
-    return make_language_model(config, vocabulary), ends
 
 
 def _epochs(workload: Workload) -> Iterator[list[tuple[int, int]]]:
@@ -228,10 +196,14 @@ class _Batches:
         self.counted[kind] += 1
         return due
 
-    def enter(self, account: FlopAccount, counter: StepCounter) -> None:
+    def enter(self, account: FlopAccount, counter: StepCounter) -> list[Visit]:
+        """Enter all into an account, and return what they were."""
+        visits = []
         for kind, times in self.counted.items():
-            (used, graded), whole = self.kinds[kind]
-            counter.add(account, used, graded, kind[1], whole, times=times)
+            sizes, whole = self.kinds[kind]
+            counter.add(account, *sizes, kind[1], whole, times=times)
+            visits.append(Visit(sizes, "growth" in whole, kind[1] * times))
+        return visits
 
 
 class _Known:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from refimpl.training import checkpoint
 from refimpl.training.adopt import begin_with
 from refimpl.training.config import FREE_TO_CHANGE, Config, differences, override
 from refimpl.training.corpora import facts_of, open_corpus
@@ -53,14 +56,36 @@ def start(
         RunFolder.check_new(out)
     corpus = open_corpus(config) if corpus is None else corpus
     run = Run(config, corpus)
-    if params is not None:
-        begin_with(run, params)
-    folder = _create(config, out, facts_of(corpus))
+    if params is None:
+        return launch(run, out)
+    begin_with(run, params)
+    return launch(run, out, (checkpoint.pack_params(params, {}), run.state.best))
+
+
+def launch(
+    run: Run,
+    out: str | Path | Callable[[], Path],
+    best: tuple[dict[str, np.ndarray], float] | None = None,
+    origin: Mapping[str, Any] | None = None,
+) -> Run:
+    """Give a run that is ready its folder; see `start` for ``out`` and what can go wrong.
+
+    Parameters
+    ----------
+    run : Run
+        Without a folder.
+    out : path-like, or callable
+    best : tuple, optional
+        If the run's state is not the one that its configuration begins with: the arrays that count as the best model
+        for now, and its validation loss. The state is saved too.
+    origin : mapping, optional
+        Where that state comes from, for ``config.json``.
+    """
+    folder = _create(run.config, out, facts_of(run.corpus), origin)
     try:
         run.attach(folder)
-        if params is not None:
-            run._save_best(params, run.state.best)
-            run._save()
+        if best is not None:
+            run.save_as_it_is(*best)
     except BaseException:
         folder.close()
         raise
@@ -89,13 +114,11 @@ def resume(path: str | Path, changes: Iterable[str] = (), corpus: Data | None = 
     """
     folder = RunFolder.open(path, write=True)
     try:
-        config = override(folder.config, changes)
-        refused = differences(folder.config, config)
-        if refused:
-            listed = ", ".join(f"{key} (from {a!r} to {b!r})" for key, (a, b) in refused.items())
+        config = changed(folder.config, changes, "a resumed run")
+        if "origin" in folder.facts and not folder.checkpoints():
             raise ValueError(
-                f"a resumed run cannot change {listed}; only {', '.join(sorted(FREE_TO_CHANGE))} may change, "
-                f"so start a new run for it"
+                f"{str(path)!r} was to begin with the state of {folder.facts['origin'].get('run')!r} and was stopped "
+                "before it had that; remove it and run the same command again"
             )
         folder.config = config
         return Run(config, open_corpus(config) if corpus is None else corpus, folder)
@@ -104,13 +127,37 @@ def resume(path: str | Path, changes: Iterable[str] = (), corpus: Data | None = 
         raise
 
 
-def _create(config: Config, out: str | Path | Callable[[], Path], facts: dict[str, Any]) -> RunFolder:
+def changed(config: Config, changes: Iterable[str], who: str) -> Config:
+    """Return a configuration with settings replaced that leave the numbers alone, `FREE_TO_CHANGE`.
+
+    Raises
+    ------
+    ValueError
+        If another setting would change; ``who`` is the subject of the sentence.
+    """
+    new = override(config, changes)
+    refused = differences(config, new)
+    if refused:
+        listed = ", ".join(f"{key} (from {a!r} to {b!r})" for key, (a, b) in refused.items())
+        raise ValueError(
+            f"{who} cannot change {listed}; only {', '.join(sorted(FREE_TO_CHANGE))} may change, so start a new run "
+            f"for it"
+        )
+    return new
+
+
+def _create(
+    config: Config,
+    out: str | Path | Callable[[], Path],
+    facts: dict[str, Any],
+    origin: Mapping[str, Any] | None = None,
+) -> RunFolder:
     if not callable(out):
-        return RunFolder.create(out, config, facts)
+        return RunFolder.create(out, config, facts, origin)
     for _ in range(ATTEMPTS):
         path = out()
         try:
-            return RunFolder.create(path, config, facts)
+            return RunFolder.create(path, config, facts, origin)
         except ValueError:
             if not path.exists():
                 raise

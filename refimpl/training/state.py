@@ -10,10 +10,14 @@ import numpy as np
 from refimpl.layers import lstm
 from refimpl.methods import BaseMethod
 from refimpl.methods.exploration import Explored
+from refimpl.models.base import Carried
 from refimpl.optim.base import Slots
 from refimpl.training import checkpoint
 from refimpl.training.flop_account import FlopAccount, new_account
 from refimpl.weights import Params
+
+BUFFERS = "buffers/"
+"""What a checkpoint's names of buffers begin with."""
 
 
 @dataclass
@@ -24,8 +28,8 @@ class State:
     ----------
     params, slots : dict
         The trained numbers, and what the optimizer remembers of each parameter.
-    carried : list of lstm.State
-        Hidden state of the training text; empty for a model that carries nothing from batch to batch.
+    carried : list of lstm.State, or dict of str to ndarray
+        What the model hands on from batch to batch: hidden states of the training text, or buffers.
     step, epoch, window : int
         Training steps done, epochs done, and windows of text, or batches of images, done of the current epoch.
     origin_step, origin_epoch : int
@@ -40,6 +44,8 @@ class State:
         Validation losses of the epochs before averaging.
     best : float
         Lowest validation loss so far.
+    best_dense : float
+        The same of the dense twins; see `refimpl.methods.base.Method.dense_twin`.
     loss_sum, loss_count : float, int
         Training losses of the current epoch, weighted by predicted tokens, or images.
     flops : dict
@@ -50,7 +56,7 @@ class State:
 
     params: Params
     slots: dict[str, Slots]
-    carried: list[Any]
+    carried: Carried
     step: int = 0
     epoch: int = 0
     window: int = 0
@@ -61,6 +67,7 @@ class State:
     updates: int = 0
     history: list[float] = field(default_factory=list)
     best: float = float("inf")
+    best_dense: float = float("inf")
     loss_sum: float = 0.0
     loss_count: int = 0
     flops: FlopAccount = field(default_factory=new_account)
@@ -69,29 +76,44 @@ class State:
 
 _COUNTERS = (
     "step", "epoch", "window", "origin_step", "origin_epoch", "settled", "averaging", "updates", "history", "best",
-    "loss_sum", "loss_count", "flops",
+    "best_dense", "loss_sum", "loss_count", "flops",
 )  # fmt: skip
 
 
 def pack(state: State, method: BaseMethod) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Return a state, and what its method remembers, as named arrays and a small dictionary."""
     arrays = checkpoint.pack_params(state.params, state.slots)
-    for k, carried in enumerate(state.carried):
-        arrays[f"carried/{k}/h"], arrays[f"carried/{k}/c"] = carried
+    arrays |= carried_arrays(state.carried)
     arrays |= {f"method/{name}": array for name, array in method.state_arrays().items()}
     arrays |= {f"explored/{name}": array for name, array in state.explored.state_arrays().items()}
     counters = {key: getattr(state, key) for key in _COUNTERS}
     return arrays, {"state": counters, "method": method.state_dict(), "explored": state.explored.state_dict()}
 
 
-def unpack(state: State, method: BaseMethod, arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
-    """Put what :func:`pack` returned back into a state and its method."""
+def unpack(state: State, method: BaseMethod | None, arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
+    """Put what :func:`pack` returned back into a state and its method (None: what that remembered is left out)."""
     state.params, state.slots = checkpoint.unpack_params(arrays)
-    state.carried = [lstm.State(arrays[f"carried/{k}/h"], arrays[f"carried/{k}/c"]) for k in range(len(state.carried))]
+    state.carried = carried_from(arrays, state.carried)
+    counters = {"best_dense": float("inf"), **meta["state"]}  # which checkpoints from before there were twins lack
     for key in _COUNTERS:
-        setattr(state, key, meta["state"][key])
-    method.load_state_dict(meta["method"], _under("method/", arrays))
+        setattr(state, key, counters[key])
+    if method is not None:
+        method.load_state_dict(meta["method"], _under("method/", arrays))
     state.explored.load_state_dict(meta["explored"], _under("explored/", arrays))
+
+
+def carried_arrays(carried: Carried) -> dict[str, np.ndarray]:
+    """Return what a model carries as named arrays."""
+    if isinstance(carried, dict):
+        return {f"{BUFFERS}{name}": array for name, array in carried.items()}
+    return {f"carried/{k}/{part}": array for k, of_layer in enumerate(carried) for part, array in zip("hc", of_layer)}
+
+
+def carried_from(arrays: dict[str, np.ndarray], like: Carried) -> Carried:
+    """Return what `carried_arrays` was given, for a model that begins with ``like``."""
+    if isinstance(like, dict):
+        return {name: arrays[f"{BUFFERS}{name}"] for name in like}
+    return [lstm.State(arrays[f"carried/{k}/h"], arrays[f"carried/{k}/c"]) for k in range(len(like))]
 
 
 def _under(prefix: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -16,7 +16,7 @@ from refimpl.optim import LeakingASGD, clip_scale, global_norm, squared_norm
 from refimpl.rng import Draws
 from refimpl.training import flop_account, flops, published
 from refimpl.training.build import AnyOptimizer, LearningRate
-from refimpl.training.state import State
+from refimpl.training.state import State, carried_arrays
 from refimpl.weights import Exchange, Gradient, Grads, Params, SparseWeight, Support, values_of
 
 EXPLORED_PER_ENTRY = 128
@@ -93,7 +93,7 @@ class Trainer:
         params = model.init(seed, dtype, method.supports(specs, seed=seed))
         counted = None if probe is None else flops.CountingProbe(probe, specs)
         params = method.start(params, specs, counted, seed=seed)
-        state = State(params, {}, model.zero_states(batch, dtype))
+        state = State(params, {}, model.begin(batch, dtype))
         trainer = cls(model, method, optimizer, learning_rate, state, seed=seed, **options)
         trainer.fresh_slots()
         if counted is not None:
@@ -114,7 +114,7 @@ class Trainer:
         Raises
         ------
         NonFiniteLossError
-            If the loss is not finite; the parameters are then still those before the step.
+            If the loss is not finite; parameters and buffers are then still those before the step.
         """
         state, method = self.state, self.method
         number = state.step + 1
@@ -150,9 +150,7 @@ class Trainer:
         state.epoch += 1
         state.window = 0
         state.loss_sum, state.loss_count = 0.0, 0
-        if state.carried:
-            first = state.carried[0].h
-            state.carried = self.model.zero_states(first.shape[1], first.dtype)
+        state.carried = self.model.next_epoch(state.carried)
         return exchanges
 
     def explore(self, seen: Params) -> None:
@@ -190,7 +188,7 @@ class Trainer:
         self.fresh_slots()
 
     def evaluated(self) -> Params:
-        """Return the parameters to evaluate with: averages where there are any, restricted to the forward set."""
+        """Return what to evaluate with: averages where there are any, restricted to the forward set; and buffers."""
         averaged: Params = {}
         for name, weight in self.state.params.items():
             slots = self.state.slots[name]
@@ -199,7 +197,7 @@ class Trainer:
                 averaged[name] = SparseWeight(weight.support, values)
             else:
                 averaged[name] = values  # a leaking average is dense
-        return self.method.view(averaged)
+        return self.model.evaluated(self.method.view(averaged), self.state.carried)
 
     @property
     def weights(self) -> list[str]:
@@ -316,7 +314,11 @@ class Trainer:
         return exchanges
 
     def _rewind(self, back: Rewind, number: int) -> None:
-        """Go on from an earlier step with other parameters: learning rate, data and draws as they then were."""
+        """Go on from an earlier step with other parameters: learning rate, data and draws as they then were.
+
+        What is carried is not brought back: running statistics follow the weights within some tens of batches, and
+        training does not depend on them.
+        """
         state = self.state
         state.params = back.params
         state.averaging, state.updates, state.history = False, 0, []
@@ -328,8 +330,8 @@ class Trainer:
         broken = [name for name, w in self.state.params.items() if not np.isfinite(values_of(w)).all()]
         if broken:
             where = f"{broken[0]} was the first tensor with a value that is not finite"
-        elif not all(np.isfinite(s.h).all() and np.isfinite(s.c).all() for s in self.state.carried):
-            where = "the hidden state carried into the window is not finite"
+        elif not all(np.isfinite(array).all() for array in carried_arrays(self.state.carried).values()):
+            where = "what was carried into the batch, hidden state or running statistics, is not finite"
         else:
             where = "all parameters are still finite, so the activations overflowed"
         return f"the loss is {loss} at step {number}: {where}; a smaller lr or a clip above 0 usually helps"

@@ -77,9 +77,11 @@ def pack(x: np.ndarray, fill: float = 0, itemsize: int = 0) -> np.ndarray:
     x = x.reshape(-1, *x.shape[-2:])
     lay = layout(x.shape[0], x.shape[2], itemsize or x.itemsize)
     out = memory.empty((lay.panels_out, x.shape[1], lay.width), x.dtype)
-    if lay.together > 1:
-        out[:, :, lay.together * lay.columns :] = fill
-        out[-1, :, ((lay.panels_in - 1) % lay.together + 1) * lay.columns :] = fill
+    if lay.pieces == 1:
+        if lay.together * lay.columns < lay.width:
+            out[:, :, lay.together * lay.columns :] = fill
+        if lay.panels_in % lay.together:
+            out[-1, :, lay.panels_in % lay.together * lay.columns :] = fill
     else:
         out[lay.pieces - 1 :: lay.pieces, :, lay.columns - (lay.pieces - 1) * lay.part :] = fill
     regroup(x, out, lay, into=True)
@@ -100,7 +102,7 @@ def unpack(panels: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 def regroup(x: np.ndarray, panels: np.ndarray, lay: Layout, *, into: bool) -> None:
     """Copy all columns of ``x`` (panels_in, F, columns) into our panels, or the other way."""
     simple = x.flags.c_contiguous and panels.flags.c_contiguous and x.dtype.kind == "f"
-    if simple and lay.together > 1 and lay.columns % QUAD == 0:
+    if simple and lay.pieces == 1 and lay.columns % QUAD == 0:
         run(copy_columns, quads(lay.columns), x, panels, into, alone=x.size < _SMALL)
         return
     for p in range(lay.panels_in):

@@ -15,7 +15,15 @@ from numba import prange
 from refimpl.kernels import dense, memory
 from refimpl.kernels.cpu.panels import are_panels, pack, unpack
 from refimpl.kernels.cpu.plan import Lines, Tiles, chunk_count, plan
-from refimpl.kernels.cpu.rows import dot_row, fetch, gather_dot_row, gather_row, row_sum, scatter_dot_row
+from refimpl.kernels.cpu.rows import (
+    dot_row,
+    fetch,
+    gather_dot_moved_row,
+    gather_dot_row,
+    gather_row,
+    row_sum,
+    scatter_dot_row,
+)
 from refimpl.kernels.cpu.runtime import kernel, run
 from refimpl.kernels.cpu.vector import quads
 from refimpl.kernels.types import Pattern, SparseMatrix
@@ -92,6 +100,20 @@ def gather_dot(quads, values, index, starts, ends, bounds, y, x, out, grad, add)
                             quads, flat_y, p * across, flat_x, p * lines + j, values, index,
                             starts[t, j], ends[t, j], grad, True, flat_out, t > 0,
                         )  # fmt: skip
+
+
+@kernel
+def gather_dot_moved(quads, values, index, source, starts, ends, bounds, y, x, out, grad):  # type: ignore[no-untyped-def]
+    """:func:`gather_dot` on one panel, values and gradient being in the pattern's order: nothing is moved before and
+    after.
+    """
+    flat_x, flat_y, flat_out = x.reshape(-1), y.reshape(-1), out.reshape(-1)
+    for c in prange(bounds.size - 1):
+        for t in range(starts.shape[0]):
+            for j in range(bounds[c], bounds[c + 1]):
+                gather_dot_moved_row(
+                    quads, flat_y, flat_x, j, values, index, starts[t, j], ends[t, j], grad, flat_out, t > 0, source
+                )
 
 
 @kernel(parallel=False)
@@ -262,9 +284,16 @@ def sddmm_panels(support: Pattern, dy: np.ndarray, x: np.ndarray) -> np.ndarray:
 
 def backward_panels(w: SparseMatrix, dy: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return ``W^T dY`` on panels and ``dY X^T`` on the support."""
-    if len(x) == 1 and x.shape[2] * x.itemsize <= NARROW_BYTES:
+    if len(x) == 1:
         support, dx, grad = w.support, memory.empty(x.shape, x.dtype), memory.empty(w.values.shape, x.dtype)
-        run(scatter_dot, quads(x.shape[2]), w.values, support.indices, support.indptr, dy, x, dx, grad)
+        if x.shape[2] * x.itemsize <= NARROW_BYTES:
+            run(scatter_dot, quads(x.shape[2]), w.values, support.indices, support.indptr, dy, x, dx, grad)
+            return dx, grad
+        sizes, tiles, bounds, alone = plan(support).columns.job(x.shape[2], x.itemsize, 1, 4.0)
+        run(
+            gather_dot_moved, sizes, w.values, tiles.index, tiles.source, tiles.starts, tiles.ends, bounds, dy, x, dx,
+            grad, alone=alone,
+        )  # fmt: skip
         return dx, grad
     step = Backward(w, x)
     step.add(dy, _ALL)

@@ -195,6 +195,51 @@ def gather_dot_row(typingctx, quads, y, base, x, at, values, index, start, end, 
 
 
 @intrinsic(prefer_literal=True)
+def gather_dot_moved_row(typingctx, quads, y, x, at, values, index, start, end, grad, out, add, source):  # type: ignore[no-untyped-def]
+    """:func:`gather_dot_row` where the entry ``k`` has its value and gradient at ``source[k]``: the first is read and
+    the second written there, while the multiply–adds of other entries go on.
+    """
+    size = types.intp
+    signature = types.void(quads, y, x, size, values, index, size, size, grad, out, _flag(add), source)
+
+    def generate(context, b, signature, arguments):  # type: ignore[no-untyped-def]
+        f = Frame(context, b, signature, arguments)
+        rows, start, end = f.rows, arguments[6], arguments[7]
+        values, index, grad, source = f.pointer(4), f.pointer(5), f.pointer(8), f.pointer(11)
+        fixed, out = rows.load(f.row(2, arguments[3])), f.row(9, arguments[3])
+
+        def one(k: ir.Value, row: Row) -> tuple[Row, ir.Value, ir.Value]:
+            place = f.index(source, k)
+            loaded = rows.load(f.row(1, f.index(index, k)))
+            value = rows.splat(b.load(b.gep(values, [place])))
+            return rows.fma(value, loaded, row), rows.dot(fixed, loaded), b.gep(grad, [place])
+
+        def four(k: ir.Value, row: Row) -> Row:
+            products, places = [], []
+            for u in range(4):
+                row, product, place = one(b.add(k, INT(u)), row)
+                products.append(product)
+                places.append(place)
+            sums = rows.sum4(*products)
+            for u, place in enumerate(places):
+                b.store(b.extract_element(sums, INT32(u)), place)
+            return row
+
+        def single(k: ir.Value, row: Row) -> Row:
+            row, product, place = one(k, row)
+            b.store(rows.sum(product), place)
+            return row
+
+        first = f.either(10, rows.load(out), rows.zero())
+        k, row = for_range(b, start, end, 4, first, four)
+        _, row = for_range(b, k, end, 1, row, single)
+        rows.store(row, out)
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+@intrinsic(prefer_literal=True)
 def gather_dot_pixels(typingctx, quads, y, base, x, at, values, index, start, end, grad, add_grad, out, add, to, unit):  # type: ignore[no-untyped-def]
     """``out[to] (+)= sum over k of values[k] * y[base + unit * index[k]]`` and
     ``grad[k] (+)= <x[at], y[base + unit * index[k]]>``, of rows that begin there.

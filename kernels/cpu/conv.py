@@ -25,11 +25,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numba import prange
+from numba.extending import register_jitable
 
 from refimpl.kernels import memory
 from refimpl.kernels.cpu.plan import Lines, Tiles, chunk_count, plan
 from refimpl.kernels.cpu.products import even_chunks, from_tiles, in_tiles, put, take
-from refimpl.kernels.cpu.rows import dot_pixels, gather_dot_pixels, gather_pixels
+from refimpl.kernels.cpu.rows import dot_pixels, fetch_pixels, gather_dot_pixels, gather_pixels
 from refimpl.kernels.cpu.runtime import kernel, run
 from refimpl.kernels.cpu.vector import QUAD, quads
 from refimpl.kernels.types import Geometry, Inset, Pattern, SparseMatrix
@@ -37,6 +38,7 @@ from refimpl.kernels.types import Geometry, Inset, Pattern, SparseMatrix
 _STRETCH_BYTES = 512
 _TILE_BYTES = 40 << 10  # of the pixels that a tile gathers from
 _LEAST = 12  # entries of a line in a tile
+_MANY_STRETCHES = 32  # of an image: from there on it pays to ask for the next one's numbers ahead of time
 
 
 class Walk(NamedTuple):
@@ -58,14 +60,20 @@ class Stretches(NamedTuple):
     parts: int  # stretches in a position; all of a row if positions follow each other
 
 
+@register_jitable
+def begin(walk, row, stretch, parts, width):  # type: ignore[no-untyped-def]
+    """Return where a stretch of a row begins, in the first channel."""
+    return walk[0] + row * walk[2] + stretch // parts * walk[3] + stretch % parts * width
+
+
 @kernel
 def conv_gather(quads, values, index, starts, ends, across, parts, x, x_walk, unit, offset, out, out_walk, rows):  # type: ignore[no-untyped-def]
     """``out[i, pos] = offset[i] + sum over k in line i of values[k] * x[pos + unit * index[k]]``."""
     width = len(quads) * 4
     for job in prange(rows * across):
         r, a = job // across, job % across
-        base = x_walk[0] + r * x_walk[2] + a // parts * x_walk[3] + a % parts * width
-        to = out_walk[0] + r * out_walk[2] + a // parts * out_walk[3] + a % parts * width
+        base = begin(x_walk, r, a, parts, width)
+        to = begin(out_walk, r, a, parts, width)
         for t in range(starts.shape[0]):
             for i in range(starts.shape[1]):
                 at, start, end = to + i * out_walk[1], starts[t, i], ends[t, i]
@@ -77,20 +85,33 @@ def conv_gather(quads, values, index, starts, ends, across, parts, x, x_walk, un
 
 @kernel
 def conv_gather_dot(  # type: ignore[no-untyped-def]
-    quads, values, index, starts, ends, bounds, across, parts, y, y_walk, unit, x, x_walk, out, out_walk, rows, grad
-):
+    quads, values, index, starts, ends, bounds, across, parts, y, y_walk, unit, x, x_walk, out, out_walk, rows, grad,
+    ahead,
+):  # fmt: skip
     """``out[j, pos] = sum over k in line j of values[k] * y[pos + unit * index[k]]`` and
     ``grad[k] += <x[j, pos], y[pos + unit * index[k]]>``.
+
+    If ``ahead`` is not negative, what the next stretch reads and writes is asked for during this one, of y the numbers
+    at that distance, which no stretch before has read.
     """
     width = len(quads) * 4
     for c in prange(bounds.size - 1):
         for r in range(rows):
             for a in range(across):
-                base = y_walk[0] + r * y_walk[2] + a // parts * y_walk[3] + a % parts * width
-                at = x_walk[0] + r * x_walk[2] + a // parts * x_walk[3] + a % parts * width
-                to = out_walk[0] + r * out_walk[2] + a // parts * out_walk[3] + a % parts * width
+                base = begin(y_walk, r, a, parts, width)
+                at = begin(x_walk, r, a, parts, width)
+                to = begin(out_walk, r, a, parts, width)
+                next_r, next_a = r + (a + 1) // across, (a + 1) % across
+                soon = begin(y_walk, next_r, next_a, parts, width) + ahead
+                soon_at = begin(x_walk, next_r, next_a, parts, width)
+                soon_to = begin(out_walk, next_r, next_a, parts, width)
                 for t in range(starts.shape[0]):
                     for j in range(bounds[c], bounds[c + 1]):
+                        if t == 0 and ahead >= 0:  # one line of each at a time: more at once would be dropped
+                            fetch_pixels(quads, x, soon_at + j * x_walk[1])
+                            fetch_pixels(quads, out, soon_to + j * out_walk[1])
+                            if j * y_walk[1] < y.size:
+                                fetch_pixels(quads, y, soon + j * y_walk[1])
                         fixed, own, start, end = at + j * x_walk[1], to + j * out_walk[1], starts[t, j], ends[t, j]
                         if t == 0:
                             gather_dot_pixels(
@@ -109,8 +130,8 @@ def conv_dot(quads, index, starts, ends, bounds, across, parts, x, x_walk, unit,
     for c in prange(bounds.size - 1):
         for r in range(rows):
             for a in range(across):
-                base = x_walk[0] + r * x_walk[2] + a // parts * x_walk[3] + a % parts * width
-                at = y_walk[0] + r * y_walk[2] + a // parts * y_walk[3] + a % parts * width
+                base = begin(x_walk, r, a, parts, width)
+                at = begin(y_walk, r, a, parts, width)
                 for t in range(starts.shape[0]):
                     for i in range(bounds[c], bounds[c + 1]):
                         dot_pixels(
@@ -175,13 +196,19 @@ def convolve_backward(w: SparseMatrix, dy: Inset, x: Inset, geometry: Geometry) 
             conv_gather_dot, cut.quads, values, tiles.index, tiles.starts, tiles.ends,
             columns.lines.chunks(count), cut.across, cut.parts, dy.whole.reshape(-1), _walk(dy, phase.seen, (1, 1)),
             unit, x.whole.reshape(-1), _walk(x, phase.first, step), dx.reshape(-1), dx_walk, cut.rows, part,
-            alone=count == 1,
+            _edge(phase, dy) if cut.rows * cut.across >= _MANY_STRETCHES else -1, alone=count == 1,
         )  # fmt: skip
         run(put, part, tiles.source, bounds, grad, alone=bounds.size == 2)
     return (dx if batch == unit else np.ascontiguousarray(dx[..., :batch])), grad
 
 
 # --- where things lie
+
+
+def _edge(phase: Phase, dy: Inset) -> int:
+    """Return how far the last tap of a phase reads from where the first does."""
+    _, _, width, batch = dy.whole.shape
+    return (phase.beyond[0] * width + phase.beyond[1]) * batch
 
 
 def _walk(inset: Inset, pixel: tuple[int, int], step: tuple[int, int]) -> Walk:

@@ -331,18 +331,36 @@ def fetch(typingctx, values, index, k):  # type: ignore[no-untyped-def]
     signature = types.void(values, index, types.intp)
 
     def generate(context, b, signature, arguments):  # type: ignore[no-untyped-def]
-        byte = ir.IntType(8).as_pointer()
-        kind = ir.FunctionType(ir.VoidType(), [byte, INT32, INT32, INT32])
-        name = "llvm.prefetch.p0"
-        function = b.module.globals.get(name) or ir.Function(b.module, kind, name)
         for array, kind_of, lines in zip(arguments, signature.args, (3, 2), strict=False):
             start = context.make_array(kind_of)(context, b, array).data
-            at = b.bitcast(b.gep(start, [arguments[2]]), byte)
+            at = b.bitcast(b.gep(start, [arguments[2]]), ir.IntType(8).as_pointer())
             for line in range(lines):
-                b.call(function, [b.gep(at, [INT(line * REGISTER_BYTES)]), INT32(0), INT32(3), INT32(1)])
+                _prefetch(b, b.gep(at, [INT(line * REGISTER_BYTES)]))
         return context.get_dummy_value()
 
     return signature, generate
+
+
+@intrinsic
+def fetch_pixels(typingctx, quads, x, at):  # type: ignore[no-untyped-def]
+    """Ask for the row of ``x`` that begins at number ``at`` to be brought near; beyond the end nothing happens."""
+    signature = types.void(quads, x, types.intp)
+
+    def generate(context, b, signature, arguments):  # type: ignore[no-untyped-def]
+        f = Frame(context, b, signature, arguments)
+        for offset in range(0, f.rows.width * f.rows.bytes, REGISTER_BYTES):
+            _prefetch(b, b.gep(f.pointer(1, 2), [INT(offset // f.rows.bytes)]))
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+def _prefetch(b: ir.IRBuilder, pointer: ir.Value) -> None:
+    byte = ir.IntType(8).as_pointer()
+    kind = ir.FunctionType(ir.VoidType(), [byte, INT32, INT32, INT32])
+    name = "llvm.prefetch.p0"
+    function = b.module.globals.get(name) or ir.Function(b.module, kind, name)
+    b.call(function, [b.bitcast(pointer, byte), INT32(0), INT32(3), INT32(1)])
 
 
 @intrinsic

@@ -34,7 +34,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refimpl.kernels import images
-from refimpl.layers.framed import framed_of, new_framed
 from refimpl.layers.padded import Padded
 from refimpl.weights import Grads, Params, add_to, values_of
 
@@ -152,8 +151,8 @@ def forward(
     gamma, beta = values_of(params[of.weight]), values_of(params[of.bias])
     shape = x.shape
     _check(of, shape, x.dtype, gamma, beta, add, margin)
-    framed, more = framed_of(x), None if add is None else framed_of(add)
-    out = new_framed(framed.shape, np.result_type(x.dtype, gamma), margin)
+    framed, more = Padded.of(x), None if add is None else Padded.of(add)
+    out = Padded.unfilled(framed.shape, np.result_type(x.dtype, gamma), margin)
     n = math.prod(shape[1:])
     if train and n < 2:
         raise ValueError(
@@ -200,10 +199,10 @@ def backward(
         raise ValueError(
             f"dy is {dy.dtype} of shape {dy.shape}; it must be {cache.x.dtype} of shape {cache.shape}, as the output"
         )
-    framed = framed_of(dy)
-    dx = new_framed(framed.shape, framed.dtype, margin) if input_gradient else None
+    framed = Padded.of(dy)
+    dx = Padded.unfilled(framed.shape, framed.dtype, margin) if input_gradient else None
     rectified = input_gradient and cache.added and cache.y is not None
-    added = new_framed(framed.shape, framed.dtype, 0) if rectified else None
+    added = Padded.unfilled(framed.shape, framed.dtype, 0) if rectified else None
     d_gamma, d_beta = images.batch_norm_backward(
         framed, cache.x, cache.y, cache.mean, cache.scale, cache.gamma, dx, moving=cache.train, beta=cache.beta,
         added=added,

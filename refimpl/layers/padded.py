@@ -12,7 +12,7 @@ from refimpl.kernels import memory
 class Padded(NamedTuple):
     """Images (C, H, W, B) inside an array that has a margin of zeros on each side.
 
-    Whoever makes one fills the images in and leaves the margin alone.
+    Whoever makes one with :meth:`empty` fills the images in and leaves the margin alone.
 
     Attributes
     ----------
@@ -28,13 +28,31 @@ class Padded(NamedTuple):
     @classmethod
     def empty(cls, shape: tuple[int, ...], dtype: Any, margin: int) -> Padded:
         """Return images of a shape (C, H, W, B) with a margin of zeros, anything inside it."""
-        channels, height, width, batch = shape
-        whole = memory.empty((channels, height + 2 * margin, width + 2 * margin, batch), dtype)
+        padded = cls.unfilled(shape, dtype, margin)
+        _, height, width, _ = shape
         for edge in (slice(None, margin), slice(height + margin, None)) if margin else ():
-            whole[:, edge] = 0
+            padded.whole[:, edge] = 0
         for edge in (slice(None, margin), slice(width + margin, None)) if margin else ():
-            whole[:, :, edge] = 0
-        return cls(whole, margin)
+            padded.whole[:, :, edge] = 0
+        return padded
+
+    @classmethod
+    def unfilled(cls, shape: tuple[int, ...], dtype: Any, margin: int) -> Padded:
+        """Return images with anything in them and in the margin, for kernels that write both."""
+        channels, height, width, batch = shape
+        return cls(memory.empty((channels, height + 2 * margin, width + 2 * margin, batch), dtype), margin)
+
+    @classmethod
+    def of(cls, x: np.ndarray | Padded) -> Padded:
+        """Return what is in a margin as it is, and other arrays (C, ..., B) with none.
+
+        Arrays without rows and columns become images of a single one. A copy is made only of an array that is not
+        contiguous.
+        """
+        if isinstance(x, Padded):
+            return x
+        whole = x if x.flags.c_contiguous else np.ascontiguousarray(x)
+        return cls(whole if x.ndim == 4 else whole.reshape(len(x), 1, 1, -1), 0)
 
     @property
     def image(self) -> np.ndarray:

@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refimpl.kernels import images, memory
-from refimpl.layers.framed import framed_of, new_framed
 from refimpl.layers.padded import Padded, image_of
 from refimpl.layers.windows import Padding, Pair, Windows, check_images
 
@@ -72,10 +71,10 @@ def max_forward(
         If the kernel is larger than the padded image, or the padding than half of the kernel.
     """
     windows = _windows(image_of(x), kernel, stride, padding)
-    framed = framed_of(x)
+    framed = Padded.of(x)
     channels, height, width, batch = framed.shape
     shape = (channels, *windows.size((height, width)), batch)
-    out = new_framed(shape, framed.dtype, margin)
+    out = Padded.unfilled(shape, framed.dtype, margin)
     chosen = memory.empty(shape, np.min_scalar_type(len(windows.taps)))
     images.max_pool(framed, out, chosen, windows.kernel, windows.stride, _before(windows))
     return out if margin else out.whole, MaxCache(chosen, framed.shape, windows)
@@ -83,8 +82,8 @@ def max_forward(
 
 def max_backward(dy: np.ndarray | Padded, cache: MaxCache, *, margin: int = 0) -> Any:
     """Return the gradient of ``x``, an array or, with a margin, a Padded."""
-    windows, framed = cache.windows, framed_of(dy)
-    out = new_framed(cache.shape, framed.dtype, margin)
+    windows, framed = cache.windows, Padded.of(dy)
+    out = Padded.unfilled(cache.shape, framed.dtype, margin)
     images.max_pool_backward(framed, cache.chosen, out, windows.kernel, windows.stride, _before(windows))
     return out if margin else out.whole
 

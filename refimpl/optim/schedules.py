@@ -159,7 +159,8 @@ class LinearWarmup:
         :math:`s`, which begins when the warm-up ends.
     full : {"after", "last"}
         When :math:`s(0)` is reached: after the warm-up, or in its last step already, by :math:`s(0)\,(t + 1)/T`, so
-        that two steps have it. The latter is the schedule by epochs of AC/DC's authors, and of others who train on ImageNet.
+        that two steps have it. The latter is the schedule by epochs of AC/DC's authors, and of others who train on
+        ImageNet.
     """
 
     steps: int

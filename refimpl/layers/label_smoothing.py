@@ -59,8 +59,9 @@ def forward(scores: np.ndarray, targets: np.ndarray, *, epsilon: float = 0.0) ->
     number = int(counts.sum())
     if not number:
         raise ValueError("all targets are -1; give at least one column that counts")
-    shifted = scores - scores.max(axis=-2, keepdims=True)
-    log_p = shifted - np.log(np.exp(shifted).sum(axis=-2, keepdims=True))
+    with np.errstate(invalid="ignore"):  # scores that overflowed give a loss of NaN, which training reports
+        shifted = scores - scores.max(axis=-2, keepdims=True)
+        log_p = shifted - np.log(np.exp(shifted).sum(axis=-2, keepdims=True))
     chosen = np.maximum(targets, 0)[..., None, :]
     of_label = np.take_along_axis(log_p, chosen, axis=-2)
     each = (1 - epsilon) * of_label + epsilon * log_p.mean(axis=-2, keepdims=True)

@@ -142,7 +142,7 @@ def conv_dot(quads, index, starts, ends, bounds, across, parts, x, x_walk, unit,
 def convolve(w: SparseMatrix, x: Inset, geometry: Geometry, bias: np.ndarray | None = None) -> np.ndarray:
     """Return the convolution of images; see :func:`refimpl.kernels.spec_conv.convolve`."""
     batch = x.whole.shape[3]
-    x = _filled(x, geometry)
+    x = _filled(x)
     whole = x.whole
     cut = stretches(geometry.outputs, whole.shape[3], geometry.stride, whole.itemsize)
     tiles = _rows(w.support, geometry, whole.shape, cut.width, whole.itemsize)
@@ -152,14 +152,14 @@ def convolve(w: SparseMatrix, x: Inset, geometry: Geometry, bias: np.ndarray | N
     run(
         conv_gather, cut.quads, in_tiles(w.values, tiles), tiles.index, tiles.starts, tiles.ends, cut.across,
         cut.parts, whole.reshape(-1), _windows_walk(x, geometry), whole.shape[3], offset, out.reshape(-1),
-        _plain_walk(out.shape), cut.rows, alone=alone,
+        _walk(Inset(out, (0, 0)), (0, 0), (1, 1)), cut.rows, alone=alone,
     )  # fmt: skip
     return out if batch == whole.shape[3] else np.ascontiguousarray(out[..., :batch])
 
 
 def convolve_dot(support: Pattern, dy: Inset, x: Inset, geometry: Geometry) -> np.ndarray:
     """Return the weight's gradient on a support; see :func:`refimpl.kernels.spec_conv.convolve_dot`."""
-    x, dy = _filled(x, geometry), _filled(dy, geometry)
+    x, dy = _filled(x), _filled(dy)
     whole = x.whole
     cut = stretches(geometry.outputs, whole.shape[3], geometry.stride, whole.itemsize)
     tiles = _rows(support, geometry, whole.shape, cut.width, whole.itemsize)
@@ -176,7 +176,7 @@ def convolve_dot(support: Pattern, dy: Inset, x: Inset, geometry: Geometry) -> n
 def convolve_backward(w: SparseMatrix, dy: Inset, x: Inset, geometry: Geometry) -> tuple[np.ndarray, np.ndarray]:
     """Return ``dx`` and the weight's gradient; see :func:`refimpl.kernels.spec_conv.convolve_backward`."""
     batch = x.whole.shape[3]
-    x, dy = _filled(x, geometry), _with_margin(_filled(dy, geometry), geometry)
+    x, dy = _filled(x), _with_margin(_filled(dy), geometry)
     unit = x.whole.shape[3]
     dx = memory.empty((x.whole.shape[0], *geometry.image, unit), x.whole.dtype)
     grad = memory.zeros(w.values.shape, dx.dtype)  # a tap may see nothing but padding
@@ -218,11 +218,6 @@ def _walk(inset: Inset, pixel: tuple[int, int], step: tuple[int, int]) -> Walk:
     return Walk(first * batch, height * width * batch, step[0] * width * batch, step[1] * batch)
 
 
-def _plain_walk(shape: tuple[int, ...]) -> Walk:
-    _, height, width, batch = shape
-    return Walk(0, height * width * batch, width * batch, batch)
-
-
 def _windows_walk(x: Inset, geometry: Geometry) -> Walk:
     """Return how to walk over the windows of an image, by their first pixels."""
     top, left = geometry.padding
@@ -241,7 +236,7 @@ def stretches(positions: tuple[int, int], batch: int, stride: tuple[int, int], i
     return Stretches(quads(width), width, rows, parts if stride[1] == 1 else across * parts, parts)
 
 
-def _filled(inset: Inset, geometry: Geometry) -> Inset:
+def _filled(inset: Inset) -> Inset:
     """Return images whose batch is a multiple of four: themselves, or a copy with empty ones at the end."""
     batch = inset.whole.shape[3]
     if batch % QUAD == 0:

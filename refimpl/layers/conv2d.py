@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -32,7 +31,18 @@ from refimpl.kernels.types import Inset
 from refimpl.layers import depthwise
 from refimpl.layers.padded import Padded, image_of
 from refimpl.layers.windows import Padding, Pair, Windows, check_images
-from refimpl.weights import Grads, Params, Shape, SparseWeight, Support, Weight, add_to, gradient, values_of
+from refimpl.weights import (
+    Grads,
+    Params,
+    Shape,
+    SparseWeight,
+    Support,
+    Weight,
+    add_to,
+    gradient,
+    values_of,
+    whole_support,
+)
 
 SMALL_ENTRIES = 1 << 16
 """Entries of a dense weight up to which the sparse kernels, on its full support, are faster than columns."""
@@ -242,7 +252,7 @@ class ConvGrad:
     def dense(self) -> np.ndarray:
         """Return the whole gradient in the weight's shape."""
         if _is_small(self.shape, self.groups):
-            return self.on(_full(self.shape)).reshape(self.shape)
+            return self.on(whole_support(self.shape)).reshape(self.shape)
         return np.concatenate([block for _, block in self.blocks()]).reshape(self.shape)
 
 
@@ -298,12 +308,6 @@ def _support_of_rows(support: Support, groups: int, group: Group) -> Support:
     return kept[group.number]
 
 
-@lru_cache(maxsize=256)
-def _full(shape: Shape) -> Support:
-    """Return the full support of a shape, always the same one, with which its plans are kept."""
-    return Support.full(shape)
-
-
 def _is_small(shape: Shape, groups: int) -> bool:
     return math.prod(shape) <= SMALL_ENTRIES and not depthwise.is_depthwise(shape, groups)
 
@@ -314,7 +318,7 @@ def _as_sparse(w: Weight, groups: int) -> SparseWeight | None:
         return None if depthwise.is_depthwise(w.shape, groups) else w
     if not _is_small(w.shape, groups) or w.dtype not in (np.float32, np.float64):
         return None
-    return SparseWeight(_full(w.shape), np.ascontiguousarray(w).reshape(-1))
+    return SparseWeight(whole_support(w.shape), np.ascontiguousarray(w).reshape(-1))
 
 
 def _sparse_rows(w: SparseWeight, groups: int, group: Group) -> SparseWeight:

@@ -2,13 +2,12 @@ r"""Linear map: :math:`Y = W X + b`, :math:`dX = W^\top dY`, :math:`dW = dY X^\t
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 
 from refimpl import kernels
-from refimpl.weights import Grads, LinearGrad, Params, SparseWeight, Support, Weight, add_to, values_of
+from refimpl.weights import Grads, LinearGrad, Params, SparseWeight, Weight, add_to, values_of, whole_support
 
 FEW_ROWS = 32
 """Rows of a dense weight, such as that of an output layer, up to which sparse products beat BLAS, which copies all of
@@ -63,9 +62,4 @@ def _with_support(w: Weight, x: np.ndarray) -> Weight:
     if isinstance(w, SparseWeight) or w.ndim != 2 or w.shape[0] > FEW_ROWS or w.size > _FEW_ENTRIES:
         return w
     usual = w.flags.c_contiguous and w.dtype.char in "fd" and x.dtype == w.dtype
-    return SparseWeight(_full(w.shape), w.reshape(-1)) if usual else w
-
-
-@lru_cache(maxsize=32)
-def _full(shape: tuple[int, ...]) -> Support:
-    return Support.full(shape)
+    return SparseWeight(whole_support(w.shape), w.reshape(-1)) if usual else w

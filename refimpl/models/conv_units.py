@@ -325,14 +325,14 @@ class MaxPool:
         """Return the pooled image, in a flow without a margin, and what backward needs."""
         sizes = {"stride": self.stride, "padding": self.around}
         if run.mode == "flow":
-            return pooling.average_forward(image_of(x), self.kernel, **sizes, count_include_pad=False)
-        return pooling.max_forward(image_of(x), self.kernel, **sizes, margin=margin)
+            return pooling.average_forward(x, self.kernel, **sizes, count_include_pad=False)
+        return pooling.max_forward(x, self.kernel, **sizes, margin=margin)
 
     def backward(self, dy: Image, cache: pooling.MaxCache | pooling.AverageCache, grads: Grads) -> np.ndarray:
         """Return ``dx``."""
         if isinstance(cache, pooling.AverageCache):
-            return pooling.average_backward(image_of(dy), cache)
-        return pooling.max_backward(image_of(dy), cache)
+            return pooling.average_backward(dy, cache)
+        return pooling.max_backward(dy, cache)
 
 
 class HeadCache(NamedTuple):

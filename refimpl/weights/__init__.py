@@ -3,7 +3,16 @@
 from refimpl.weights.carry import KEEP, CarryRule, Exchange
 from refimpl.weights.gradient import EmbeddingGrad, Gradient, Grads, LinearGrad, ScaledGrad, SumGrad, add_to
 from refimpl.weights.parameters import Params, ParamSpec
-from refimpl.weights.sparse import SparseWeight, Weight, as_sparse, density_of, draw_uniform, support_of, values_of
+from refimpl.weights.sparse import (
+    SparseWeight,
+    Weight,
+    as_sparse,
+    density_of,
+    draw_uniform,
+    support_of,
+    values_of,
+    whole_support,
+)
 from refimpl.weights.support import Shape, Support, index_dtype
 
 __all__ = [
@@ -29,4 +38,5 @@ __all__ = [
     "index_dtype",
     "support_of",
     "values_of",
+    "whole_support",
 ]

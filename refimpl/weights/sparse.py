@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -102,6 +103,15 @@ def support_of(weight: Weight) -> Support:
 def as_sparse(weight: Weight) -> SparseWeight:
     """Return a weight as a sparse one: a dense array on its full support, its values not copied."""
     return weight if isinstance(weight, SparseWeight) else SparseWeight(Support.full(weight.shape), weight.reshape(-1))
+
+
+@lru_cache(maxsize=256)
+def whole_support(shape: Shape) -> Support:
+    """Return the full support of a shape, always the same one: what kernels derive from it is kept with it.
+
+    For small weights that stay dense and are multiplied as sparse ones.
+    """
+    return Support.full(shape)
 
 
 def density_of(weight: Weight) -> float:

@@ -145,6 +145,15 @@ def test_padded_images_are_read_where_they_lie() -> None:
     np.testing.assert_array_equal(conv2d.forward(params, "w", None, narrow, padding=1)[0], plain)
 
 
+@pytest.mark.usefixtures("narrow")
+def test_taps_that_see_nothing_but_padding() -> None:
+    """Their gradient is 0, whatever stood in the memory before."""
+    case = ConvCase(axes=((3, 3, 1, 1), (3, 1, 1, 4)), channels=(4, 3), batch=4, density=1.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels.memory, "empty", lambda shape, dtype: np.full(shape, 7, dtype))
+        check_convolution(compiled, case)
+
+
 def test_an_exchange_makes_new_plans() -> None:
     """What is derived from a support belongs to it: another support of the same shape has its own."""
     case = ConvCase(axes=((3, 2, 1, 7), (3, 2, 1, 4)), channels=(4, 4), batch=4, density=0.3)

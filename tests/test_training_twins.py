@@ -96,8 +96,9 @@ def check_twin(path: Path) -> None:
     assert int(seen["norms.0.num_batches_tracked"]) == epoch * STEPS
 
 
-def test_the_best_dense_model_is_kept_beside_the_sparse_one() -> None:
-    run = trained(config_of(), Path("run"))
+@pytest.mark.parametrize("more", [(), UP_AND_DOWN])
+def test_the_best_dense_model_is_kept_beside_the_sparse_one(more: tuple[str, ...]) -> None:
+    run = trained(config_of(*more), Path("run"))
     check_twin(Path("run"))
     sparse = checkpoint.unpack_params(RunFolder.open("run").best().arrays)[0]
     assert isinstance(sparse["layers.0.weight"], SparseWeight)

@@ -30,7 +30,7 @@ from numba.extending import register_jitable
 from refimpl.kernels import memory
 from refimpl.kernels.cpu.plan import Lines, Tiles, chunk_count, plan
 from refimpl.kernels.cpu.products import even_chunks, from_tiles, in_tiles, put, take
-from refimpl.kernels.cpu.rows import dot_pixels, fetch_pixels, gather_dot_pixels, gather_pixels
+from refimpl.kernels.cpu.rows import dot_pixels, fetch_row, gather_dot_pixels, gather_pixels
 from refimpl.kernels.cpu.runtime import kernel, run
 from refimpl.kernels.cpu.vector import QUAD, quads
 from refimpl.kernels.types import Geometry, Inset, Pattern, SparseMatrix
@@ -108,10 +108,10 @@ def conv_gather_dot(  # type: ignore[no-untyped-def]
                 for t in range(starts.shape[0]):
                     for j in range(bounds[c], bounds[c + 1]):
                         if t == 0 and ahead >= 0:  # one line of each at a time: more at once would be dropped
-                            fetch_pixels(quads, x, soon_at + j * x_walk[1])
-                            fetch_pixels(quads, out, soon_to + j * out_walk[1])
+                            fetch_row(quads, x, soon_at + j * x_walk[1])
+                            fetch_row(quads, out, soon_to + j * out_walk[1])
                             if j * y_walk[1] < y.size:
-                                fetch_pixels(quads, y, soon + j * y_walk[1])
+                                fetch_row(quads, y, soon + j * y_walk[1])
                         fixed, own, start, end = at + j * x_walk[1], to + j * out_walk[1], starts[t, j], ends[t, j]
                         if t == 0:
                             gather_dot_pixels(

@@ -18,13 +18,14 @@ from refimpl.kernels import memory, threads
 from refimpl.kernels.cpu import panels
 from refimpl.kernels.cpu.plan import plan
 from refimpl.kernels.cpu.products import Backward, Product, in_tiles, sum_rows
-from refimpl.kernels.cpu.rows import Frame, gather_row
+from refimpl.kernels.cpu.rows import Frame, fetch_row, gather_row
 from refimpl.kernels.cpu.runtime import kernel, run
 from refimpl.kernels.cpu.vector import INT, Row, quads, whole_registers
 from refimpl.kernels.spec import LSTMBackward
 from refimpl.kernels.types import SparseMatrix
 
 _PASS_BYTES = 4 << 20
+_AHEAD = 16  # units: the backward pass reads and writes eleven arrays at once, more streams than the processor follows
 
 
 @intrinsic
@@ -168,6 +169,13 @@ def recur_backward(  # type: ignore[no-untyped-def]
                         )  # fmt: skip
             if t >= 0:
                 for u in range(bounds[c], bounds[c + 1]):
+                    soon = u + _AHEAD
+                    for k in range(4):
+                        fetch_row(quads, flat_gates, here + (k * size + soon) * width)
+                        fetch_row(quads, flat_d_gates, here + (k * size + soon) * width)
+                    fetch_row(quads, flat_cells, (t * size + soon) * batch)
+                    fetch_row(quads, flat_cells, ((t + 1) * size + soon) * batch)
+                    fetch_row(quads, flat_dy, (t * size + soon) * batch)
                     cell_backward(
                         quads, flat_gates, here + u * width, size * width, flat_d_gates,
                         d_step, t % 2 * 4 * size + u, size,

@@ -25,7 +25,6 @@ _SHORT = 128  # bytes of a row: beginning a line anew then costs more than the l
 _SORTED_TILE_BYTES = 24 << 10  # short rows: the stream is a greater share of what is read
 _LEAST = 20  # fewer entries of a line in a tile, and loading and storing its row costs more than the cache saves
 _SORTED_LEAST = 30
-_CHUNKS_PER_THREAD = 4
 WORTH_SHARING = 8e6
 """Operations below which work stays on one thread: below a millisecond, waking and waiting cost what they save."""
 
@@ -323,5 +322,8 @@ def plan(pattern: Pattern) -> Plan:
 
 
 def chunk_count(flops: float) -> int:
-    """Return into how many chunks to cut a product: one where a second thread would not pay for being woken."""
-    return 1 if threads.get() == 1 or flops < WORTH_SHARING else _CHUNKS_PER_THREAD * threads.get()
+    """Return into how many chunks to cut a product: one where a second thread would not pay for being woken, else one
+    for each thread. More would not share the work better, for each thread is told beforehand which are its own; and
+    every chunk reads anew all that is gathered.
+    """
+    return 1 if threads.get() == 1 or flops < WORTH_SHARING else threads.get()

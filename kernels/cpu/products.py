@@ -18,6 +18,7 @@ from refimpl.kernels.cpu.plan import Lines, Tiles, chunk_count, plan
 from refimpl.kernels.cpu.rows import (
     dot_row,
     fetch,
+    fetch_rows,
     gather_dot_moved_row,
     gather_dot_row,
     gather_row,
@@ -81,15 +82,23 @@ def dot(quads, index, starts, ends, apart, bounds, y, x, out):  # type: ignore[n
 def gather_dot(quads, values, index, starts, ends, bounds, y, x, out, grad, add):  # type: ignore[no-untyped-def]
     """Both backward products over columns: ``out = W^T y`` and ``grad[k] (+)= <x[j], y[index[k]]>``.
 
-    y (P, across, w), x and out (P, lines, w), grad (nnz,) in the columns' order.
+    y (P, across, w), x and out (P, lines, w), grad (nnz,) in the columns' order. With each line a share of the rows of
+    ``y`` that the next tile gathers are asked for: each is gathered a few times only, in no order.
     """
     panels, across, _ = y.shape
-    lines = x.shape[1]
+    lines, tiles = x.shape[1], starts.shape[0]
+    span = -(-across // tiles)
     flat_x, flat_y, flat_out = x.reshape(-1), y.reshape(-1), out.reshape(-1)
     for c in prange(bounds.size - 1):
+        share = span / max(bounds[c + 1] - bounds[c], 1)
         for p in range(panels):
-            for t in range(starts.shape[0]):
+            for t in range(tiles):
+                following = p * across + (t + 1) * span if t + 1 < tiles else (p + 1) * across
+                told = 0
                 for j in range(bounds[c], bounds[c + 1]):
+                    tell = int((j + 1 - bounds[c]) * share)
+                    fetch_rows(quads, flat_y, following + told, following + tell)
+                    told = tell
                     if p == 0 and not add:
                         gather_dot_row(
                             quads, flat_y, 0, flat_x, j, values, index, starts[t, j], ends[t, j],

@@ -342,7 +342,7 @@ def fetch(typingctx, values, index, k):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def fetch_pixels(typingctx, quads, x, at):  # type: ignore[no-untyped-def]
+def fetch_row(typingctx, quads, x, at):  # type: ignore[no-untyped-def]
     """Ask for the row of ``x`` that begins at number ``at`` to be brought near; beyond the end nothing happens."""
     signature = types.void(quads, x, types.intp)
 
@@ -355,12 +355,34 @@ def fetch_pixels(typingctx, quads, x, at):  # type: ignore[no-untyped-def]
     return signature, generate
 
 
-def _prefetch(b: ir.IRBuilder, pointer: ir.Value) -> None:
+@intrinsic
+def fetch_rows(typingctx, quads, x, first, last):  # type: ignore[no-untyped-def]
+    """Ask for the rows ``first`` up to ``last`` of ``x`` to be brought into the level-2 cache; beyond the end nothing
+    happens.
+    """
+    signature = types.void(quads, x, types.intp, types.intp)
+
+    def generate(context, b, signature, arguments):  # type: ignore[no-untyped-def]
+        f = Frame(context, b, signature, arguments)
+
+        def one(r: ir.Value, state: Row) -> Row:
+            (place,) = f.row(1, r)
+            for offset in range(0, f.rows.width * f.rows.bytes, REGISTER_BYTES):
+                _prefetch(b, b.gep(place, [INT(offset // f.rows.bytes)]), level=2)
+            return []
+
+        for_range(b, arguments[2], arguments[3], 1, [], one)
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+def _prefetch(b: ir.IRBuilder, pointer: ir.Value, level: int = 1) -> None:
     byte = ir.IntType(8).as_pointer()
     kind = ir.FunctionType(ir.VoidType(), [byte, INT32, INT32, INT32])
     name = "llvm.prefetch.p0"
     function = b.module.globals.get(name) or ir.Function(b.module, kind, name)
-    b.call(function, [b.bitcast(pointer, byte), INT32(0), INT32(3), INT32(1)])
+    b.call(function, [b.bitcast(pointer, byte), INT32(0), INT32(4 - level), INT32(1)])
 
 
 @intrinsic

@@ -87,7 +87,7 @@ def rounded_up(values, fraction, conventions):
 
 
 def ties_the_other_way(values, fraction, conventions):
-    return values.size - 1 - by_magnitude(values[::-1], fraction, conventions)[::-1]
+    return by_magnitude(values[::-1], fraction, conventions)[::-1]
 
 
 def signed_not_absolute(values, fraction, conventions):

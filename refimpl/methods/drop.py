@@ -1,6 +1,6 @@
 """Drop criteria: which of the stored entries go.
 
-A criterion is a function of the values of one pool and a drop fraction; it returns indices into those values.
+A criterion is a function of the values of one pool and a drop fraction; it returns a flag for each value.
 Time is O(entries) with :func:`numpy.partition`, which is several times faster than ``argpartition`` (and than itself
 asked for two places at once); ties are resolved afterwards.
 """
@@ -17,8 +17,8 @@ from refimpl.kernels import memory
 from refimpl.methods.conventions import DropConventions, kept_after
 
 Criterion = Callable[..., np.ndarray]
-"""``(values, drop fraction, conventions) -> indices`` into values, ascending. Where the conventions count by the
-density of a pool, its number of places is handed in too, as ``size``."""
+"""``(values, drop fraction, conventions) -> flags`` of the values that go, or indices into them. Where the conventions
+count by the density of a pool, its number of places is handed in too, as ``size``."""
 
 
 def drop_smallest(scores: np.ndarray, count: int, ties: Literal["exact", "threshold"] = "exact") -> np.ndarray:
@@ -44,15 +44,20 @@ def drop_smallest(scores: np.ndarray, count: int, ties: Literal["exact", "thresh
     ValueError
         If a score is NaN, or there are fewer than ``count``.
     """
+    return np.flatnonzero(_smallest(scores, count, ties))
+
+
+def _smallest(scores: np.ndarray, count: int, ties: Literal["exact", "threshold"]) -> np.ndarray:
+    """Flag the ``count`` smallest scores, as :func:`drop_smallest` finds them."""
     _check_count(count, scores.size)
     if count == 0:
-        return np.empty(0, np.int64)
+        return np.zeros(scores.size, bool)
     threshold = _ranked(scores, count - 1)[count - 1]
     _refuse_nan(scores)
     goes = np.less_equal(scores, threshold, out=memory.empty(scores.shape, bool))
     if ties == "exact":
         _spare(goes, scores == threshold, int(np.count_nonzero(goes)) - count)
-    return np.flatnonzero(goes)
+    return goes
 
 
 def _ranked(scores: np.ndarray, place: int) -> np.ndarray:
@@ -86,9 +91,7 @@ def keep_largest(scores: np.ndarray, count: int) -> np.ndarray:
 
     Sets of different counts are nested. Arguments, result and errors are those of :func:`drop_smallest`.
     """
-    stays = np.ones(scores.size, bool)
-    stays[drop_smallest(scores, scores.size - count)] = False
-    return np.flatnonzero(stays)
+    return np.flatnonzero(~_smallest(scores, scores.size - count, "exact"))
 
 
 def by_magnitude(
@@ -106,14 +109,24 @@ def by_magnitude(
         Of which ``drop_of``, ``drop_rounding``, ``drop_width``, ``drop_ties`` and ``drop_none`` are read.
     size : int, optional
         Places of the pool, for the counts that go by its density.
+
+    Returns
+    -------
+    ndarray of bool, shape (n,)
+        True for those that go.
+
+    Raises
+    ------
+    ValueError
+        If a value is NaN, or the fraction is outside its range.
     """
     # A convention of another topic that also bounds drops; a caller with the drop topic alone has no such bound.
     least = int(getattr(conventions, "kept_minimum", "none") == "one")
     count = values.size - kept_after(values.size, fraction, conventions, size=size, minimum=least)
     if not count and conventions.drop_ties == "threshold" and conventions.drop_none == "zeros":
-        return np.flatnonzero(values == 0)
+        return values == 0
     scores = np.abs(values, out=memory.empty(values.shape, values.dtype))
-    return drop_smallest(scores, count, conventions.drop_ties)
+    return _smallest(scores, count, conventions.drop_ties)
 
 
 def by_sign(
@@ -135,7 +148,7 @@ def by_sign(
     if above:
         _refuse_nan(values)
     if not below + above:
-        return np.empty(0, np.int64)
+        return np.zeros(values.size, bool)
     # In ascending order the entries that go are one stretch, which zero divides: two order statistics bound it.
     ranked = _ranked(values, negative - below if below else negative)
     low = ranked[negative - below] if below else 0.0
@@ -149,28 +162,27 @@ def by_sign(
         lower = int(np.count_nonzero(goes & (values < 0)))
         _spare(goes, (values == low) & (values < 0), lower - below)
         _spare(goes, (values == high) & ~(values < 0), int(np.count_nonzero(goes)) - below - above)
-    return np.flatnonzero(goes)
+    return goes
 
 
 def _as_programmed(values: np.ndarray, fraction: float, how: str) -> np.ndarray:
     """Drop as one of the programs does whose signed criterion is another; see ``Conventions.signed_drop``."""
     if not values.size:
-        return np.empty(0, np.int64)
+        return np.zeros(values.size, bool)
     _refuse_nan(values)
     ranked = np.sort(values)
     if how == "set-original":
         n1, magnitude = values.size, np.abs(ranked)
         first, last = int(magnitude.argmin()), n1 - int(magnitude[::-1].argmin())
         low, high = int((1 - fraction) * first), int(min(n1 - 1, last + fraction * (n1 - last)))
-        return np.flatnonzero((values >= ranked[low]) & (values <= ranked[high]))
+        return (values >= ranked[low]) & (values <= ranked[high])
     half = math.ceil(math.ceil(fraction * values.size) / 2)
     if not half:
-        return np.empty(0, np.int64)
+        return np.zeros(values.size, bool)
     if how == "sparse-learning":
         survivors = np.zeros(values.size, bool)
         survivors[np.argsort(values, kind="stable")[:half]] = True
-        survivors[drop_smallest(np.abs(values), half)] = False
-        return np.flatnonzero(~survivors)
+        return ~survivors | _smallest(np.abs(values), half, "exact")
     positive, negative = ranked[ranked > 0], ranked[ranked < 0]
     stays = np.zeros(values.size, bool)
     if positive.size:
@@ -178,4 +190,4 @@ def _as_programmed(values: np.ndarray, fraction: float, how: str) -> np.ndarray:
     if negative.size:
         threshold = negative[min(half, negative.size) - 1]
         stays |= (values < threshold) if how == "itop" else (values > threshold) & (values < 0)
-    return np.flatnonzero(~stays)
+    return ~stays

@@ -287,11 +287,13 @@ _BY_DENSITY = ("kept-of-density", "kept-of-sparsity")
 
 def _flagged(drop: Criterion, values: np.ndarray, fraction: float, conventions: Conventions, size: int) -> np.ndarray:
     """Return a flag for each value, true for those that the criterion drops."""
-    flags = np.zeros(values.size, bool)
     places = {"size": size} if conventions.drop_of in _BY_DENSITY else {}
     dropped = drop(values, fraction, conventions, **places)
+    if dropped.dtype == bool:
+        return dropped
+    flags = np.zeros(values.size, bool)
     flags[dropped] = True
-    if dropped.dtype != bool and np.count_nonzero(flags) != dropped.size:
+    if np.count_nonzero(flags) != dropped.size:
         raise ValueError("a criterion can drop an entry once; the list of dropped entries holds one twice")
     return flags
 

@@ -141,8 +141,7 @@ class SNFS(DropAndGrow):
         goes, shares, room, missing = {}, [], [], 0
         for pool in self.pools:
             values = values_in(pool, params)
-            goes[pool.label] = np.zeros(values.size, bool)
-            goes[pool.label][by_magnitude(values, fraction, conventions, size=pool.size)] = True
+            goes[pool.label] = by_magnitude(values, fraction, conventions, size=pool.size)
             kept = values.size - int(np.count_nonzero(goes[pool.label]))
             missing += (self.initial_nnz[pool.label] if conventions.growth_target == "initial" else values.size) - kept
             room.append(pool.size - (values.size if conventions.regrow == "forbid" else kept))

@@ -7,6 +7,9 @@ import numpy as np
 from refimpl.kernels import memory
 from refimpl.weights.support import Shape, Support
 
+_PLACES_PER_SORTED = 256
+"""Counting the flags of so many places takes as long as to sort one number."""
+
 _FLAGS_PER_DRAW = 16
 """With fewer places than this for each that is drawn, flags for all of them take no longer than a sorted list."""
 
@@ -46,8 +49,14 @@ def draw_distinct(size: int, count: int, rng: np.random.Generator) -> np.ndarray
         chosen = memory.zeros((int(size),), bool)
         missing = count
         while missing:
-            chosen[rng.integers(size, size=missing)] = True
-            missing = count - int(np.count_nonzero(chosen))
+            drawn = rng.integers(size, size=missing)
+            if missing > size // _PLACES_PER_SORTED:
+                chosen[drawn] = True
+                missing = count - int(np.count_nonzero(chosen))
+            else:
+                fresh = _distinct(drawn[~chosen[drawn]])
+                chosen[fresh] = True
+                missing -= fresh.size
         return np.flatnonzero(chosen)
     kind = np.uint32 if size <= 1 << 32 else np.int64  # half the width is sorted in a third of the time
     found = _distinct(rng.integers(size, size=count).astype(kind))

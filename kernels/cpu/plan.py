@@ -21,10 +21,11 @@ from refimpl.kernels.types import Pattern
 
 _TILE_BYTES = 40 << 10  # of the gathered panel: what the level-1 cache holds beside the stream of values and indices
 _SECOND_LEVEL_BYTES = 512 << 10
-_SHORT = 128  # bytes of a row: beginning a line anew then costs more than the level-1 cache saves
-_SORTED_TILE_BYTES = 24 << 10  # short rows: the stream is a greater share of what is read
+_NEAR_ENTRIES = 5 << 18  # whose values and indices some cache keeps from one product to the next: 8 MiB
+SHORT_BYTES = 128  # of a row: beginning a line anew then costs more than the level-1 cache saves
+_SHORT_TILE_BYTES = 24 << 10  # short rows: the stream is a greater share of what is read
 _LEAST = 20  # fewer entries of a line in a tile, and loading and storing its row costs more than the cache saves
-_SORTED_LEAST = 30
+_SHORT_LEAST = 30
 WORTH_SHARING = 8e6
 """Operations below which work stays on one thread: below a millisecond, waking and waiting cost what they save."""
 
@@ -98,6 +99,11 @@ class Lines:
         """Number of entries of each line."""
         return np.bincount(self._index, minlength=self.count) if self.transposed else np.diff(self._pointer)
 
+    @property
+    def near(self) -> bool:
+        """Whether some cache keeps the entries from one product to the next."""
+        return self.nnz <= _NEAR_ENTRIES
+
     def job(self, width: int, itemsize: int, panels: int, flops_each: float, copied: bool = True) -> Job:
         """Return how to do this many operations for each non-zero and column; made once for each width."""
         count = chunk_count(flops_each * self.nnz * panels * width)
@@ -119,10 +125,12 @@ class Lines:
             Whether rows are stored tile by tile; columns always are.
         """
         copied |= self.transposed
-        if copied or row_bytes > _SHORT:
+        if row_bytes > SHORT_BYTES:
             count = self._count(row_bytes, _TILE_BYTES, _LEAST)
-        else:
-            count = self._count(row_bytes, _SECOND_LEVEL_BYTES, 3 * _LEAST)
+        elif copied:
+            count = self._count(row_bytes, _SHORT_TILE_BYTES, _SHORT_LEAST)
+        else:  # a stream from afar, cut in pieces, costs more than it saves
+            count = self._count(row_bytes, _TILE_BYTES if self.near else _SECOND_LEVEL_BYTES, 5 * _LEAST)
         return self._cut(count, 0, 0, copied)
 
     def sorted_tiles(self, row_bytes: int, chunks: int, groups: int = 1) -> Tiles:
@@ -139,7 +147,7 @@ class Lines:
         chunks, groups : int
             As in :meth:`chunks`: the ``j``-th lines of a chunk are ``groups`` times its bounds.
         """
-        return self._cut(self._count(row_bytes, _SORTED_TILE_BYTES, _SORTED_LEAST), chunks, groups, True)
+        return self._cut(self._count(row_bytes, _SHORT_TILE_BYTES, _SHORT_LEAST), chunks, groups, True)
 
     def cut(self, count: int) -> Tiles:
         """Cut the lines into a number of tiles, stored tile by tile."""

@@ -14,7 +14,7 @@ from numba import prange
 
 from refimpl.kernels import dense, memory
 from refimpl.kernels.cpu.panels import are_panels, pack, unpack
-from refimpl.kernels.cpu.plan import Lines, Tiles, chunk_count, plan
+from refimpl.kernels.cpu.plan import SHORT_BYTES, Lines, Tiles, chunk_count, plan
 from refimpl.kernels.cpu.rows import (
     dot_row,
     fetch,
@@ -31,7 +31,7 @@ from refimpl.kernels.types import Pattern, SparseMatrix
 
 FEW_PANELS = 4  # for so few, rows are read where they lie; for more, it pays to lay each tile's rows end to end first
 _AHEAD = 4  # lines
-NARROW_BYTES = 128  # of a lone panel's rows, up to which a second copy of them costs less than moving values to columns
+NARROW_BYTES = 64  # of a lone panel's rows, up to which reading and writing one costs less than finding its value
 
 
 @kernel
@@ -295,10 +295,11 @@ def backward_panels(w: SparseMatrix, dy: np.ndarray, x: np.ndarray) -> tuple[np.
     """Return ``W^T dY`` on panels and ``dY X^T`` on the support."""
     if len(x) == 1:
         support, dx, grad = w.support, memory.empty(x.shape, x.dtype), memory.empty(w.values.shape, x.dtype)
-        if x.shape[2] * x.itemsize <= NARROW_BYTES:
+        columns = plan(support).columns
+        if _better_scattered(columns, x.shape[2] * x.itemsize):
             run(scatter_dot, quads(x.shape[2]), w.values, support.indices, support.indptr, dy, x, dx, grad)
             return dx, grad
-        sizes, tiles, bounds, alone = plan(support).columns.job(x.shape[2], x.itemsize, 1, 4.0)
+        sizes, tiles, bounds, alone = columns.job(x.shape[2], x.itemsize, 1, 4.0)
         run(
             gather_dot_moved, sizes, w.values, tiles.index, tiles.source, tiles.starts, tiles.ends, bounds, dy, x, dx,
             grad, alone=alone,
@@ -307,6 +308,14 @@ def backward_panels(w: SparseMatrix, dy: np.ndarray, x: np.ndarray) -> tuple[np.
     step = Backward(w, x)
     step.add(dy, _ALL)
     return step.dx, step.gradient()
+
+
+def _better_scattered(columns: Lines, row_bytes: int) -> bool:
+    """Tell whether to go over the rows for the backward products of one panel, each of which reads and writes a row of
+    x and of dX for each entry, costs less than to go over the columns, whose entries lie scattered in the pattern.
+    """
+    tall = columns.across > 2 * columns.count
+    return row_bytes <= NARROW_BYTES or (row_bytes <= SHORT_BYTES and (tall or not columns.near))
 
 
 def matmul(w: SparseMatrix, x: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:

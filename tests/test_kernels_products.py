@@ -39,6 +39,20 @@ def test_products_over_several_tiles_and_panels(tier, dtype, shape):
 
 
 @TIERS
+@pytest.mark.parametrize(("rows", "columns"), [(24, 700), (700, 24), (320, 320)])
+def test_products_of_one_panel_of_short_rows(tier, rows, columns):
+    """Rows are cut into tiles where they lie, and columns read their values from all over the pattern."""
+    case = Case(rows, columns, density=0.4, lead=(), batch=32, dtype=np.float32)
+    for check in LINEAR:
+        check(tier, case)
+    if tier is cpu:
+        derived = cpu.products.plan(case.w.support)
+        tiles = {name: max(len(cut.starts) for cut in getattr(derived, name)._tiles.values()) for name in ("rows", "columns")}
+        assert tiles["rows"] == (2 if columns == 700 else 1)
+        assert (tiles["columns"] > 1) == (rows > 24)
+
+
+@TIERS
 @pytest.mark.parametrize("columns", [65535, 65536, 65537, 70001])
 def test_many_columns(tier, columns):
     """Around the place where indices change from 16 to 32 bits; 65536 columns still have 16."""

@@ -58,6 +58,15 @@ def test_products(name):
     assert all(other == one for other in others)
 
 
+@pytest.mark.parametrize("batch", [128, 32])
+def test_both_backward_products_of_one_panel(batch):
+    """They go over the columns, whose values and gradients lie scattered over the pattern."""
+    case = Case(300, 330, 0.3, lead=(), batch=batch, dtype=np.float32)
+    assert not cpu.products._better_scattered(plan(case.w.support).columns, 4 * batch)
+    one, *others = bits(cpu.matmul_t_sddmm, case.w, case.dy, case.x)
+    assert all(other == one for other in others)
+
+
 def test_the_products_above_are_cut_into_different_chunks():
     """Otherwise the test would say nothing."""
     cuts = set()

@@ -259,6 +259,14 @@ def test_a_criterion_that_names_an_entry_twice_is_refused():
         )
 
 
+def test_a_criterion_whose_flags_do_not_fit_is_refused():
+    method, params = problem(SET, 1, (10, 10), 0.5)
+    with pytest.raises(ValueError, match=r"flags of shape \(1,\) for 50 entries"):
+        method.propose(
+            params, 1, drop=lambda *_: np.array([True]), grow=exchange_module.at_random(0, 1, method.conventions)
+        )
+
+
 # --- planted mistakes ----------------------------------------
 
 

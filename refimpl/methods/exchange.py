@@ -290,6 +290,8 @@ def _flagged(drop: Criterion, values: np.ndarray, fraction: float, conventions: 
     places = {"size": size} if conventions.drop_of in _BY_DENSITY else {}
     dropped = drop(values, fraction, conventions, **places)
     if dropped.dtype == bool:
+        if dropped.shape != values.shape:
+            raise ValueError(f"a criterion gave flags of shape {dropped.shape} for {values.size} entries; give one each")
         return dropped
     flags = np.zeros(values.size, bool)
     flags[dropped] = True

@@ -47,9 +47,11 @@ def test_products_of_one_panel_of_short_rows(tier, rows, columns):
         check(tier, case)
     if tier is cpu:
         derived = cpu.products.plan(case.w.support)
-        tiles = {name: max(len(cut.starts) for cut in getattr(derived, name)._tiles.values()) for name in ("rows", "columns")}
-        assert tiles["rows"] == (2 if columns == 700 else 1)
-        assert (tiles["columns"] > 1) == (rows > 24)
+        in_rows, in_columns = (
+            max(len(cut.starts) for cut in lines._tiles.values()) for lines in (derived.rows, derived.columns)
+        )
+        assert in_rows == (2 if columns == 700 else 1)
+        assert (in_columns > 1) == (rows > 24)
 
 
 @TIERS

@@ -291,7 +291,7 @@ def _flagged(drop: Criterion, values: np.ndarray, fraction: float, conventions: 
     dropped = drop(values, fraction, conventions, **places)
     if dropped.dtype == bool:
         if dropped.shape != values.shape:
-            raise ValueError(f"a criterion gave flags of shape {dropped.shape} for {values.size} entries; give one each")
+            raise ValueError(f"a criterion gave flags of shape {dropped.shape} for {values.size} entries; one each")
         return dropped
     flags = np.zeros(values.size, bool)
     flags[dropped] = True

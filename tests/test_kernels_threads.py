@@ -58,6 +58,20 @@ def test_products(name):
     assert all(other == one for other in others)
 
 
+@pytest.mark.parametrize("orientation", ["rows", "columns"])
+def test_values_move_to_tiles_and_back(monkeypatch, orientation):
+    monkeypatch.setattr(cpu.plan, "WORTH_SHARING", 1e5)
+    w, tiles = CASE.w, getattr(plan(CASE.w.support), orientation).cut(3)
+    source = tiles.source if tiles.place is None else np.argsort(tiles.place)
+    for count in COUNTS:
+        threads.set_count(count)
+        assert cpu.products.even_chunks(w.nnz).size == count + 1
+        poison_pool()
+        moved = cpu.products.in_tiles(w.values, tiles)
+        assert np.array_equal(moved, w.values[source])
+        assert np.array_equal(cpu.products.from_tiles(moved, tiles), w.values)
+
+
 @pytest.mark.parametrize("batch", [128, 32])
 def test_both_backward_products_of_one_panel(batch):
     """They go over the columns, whose values and gradients lie scattered over the pattern."""

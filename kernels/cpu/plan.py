@@ -27,7 +27,8 @@ _SHORT_TILE_BYTES = 24 << 10  # short rows: the stream is a greater share of wha
 _LEAST = 20  # fewer entries of a line in a tile, and loading and storing its row costs more than the cache saves
 _SHORT_LEAST = 30
 WORTH_SHARING = 8e6
-"""Operations below which work stays on one thread: below a millisecond, waking and waiting cost what they save."""
+"""Operations below which work stays on one thread: in a tenth of a millisecond, waking and waiting cost what they save.
+"""
 
 
 @dataclass(frozen=True)
